@@ -1,0 +1,92 @@
+"""Everything that deltahub raises on purpose.
+
+::
+
+    DeltahubError                 one line: what is wrong, expected, found, what to do next
+    ├── UsageError                an argument that cannot be meant (a density of 7)
+    ├── CheckpointError           a checkpoint that cannot be used (pickled, quantised, NaN, shards missing)
+    ├── MismatchError             two good things that do not belong together (a mask of another base)
+    ├── OutsideMaskError          a fine-tuned checkpoint changed parameters that the delta cannot hold
+    ├── FormatError               bytes that are not what they say they are
+    │   ├── ManifestError         a manifest with unknown, missing or wrong fields
+    │   └── CodecError            an encoded blob that is unknown, truncated, oversized or damaged
+    ├── IntegrityError            bytes whose digest is not the one they were asked for by
+    ├── DataError                 training data that cannot be trained on
+    ├── HubError
+    │   ├── NotFoundError         no such task, version, tag, mask or blob
+    │   └── StoreError            the place where the hub lives failed (permission, disk full, unreachable)
+    └── ResidentError             a swap that could not be done; the base was restored
+        └── PoisonedError         ... and could not be restored: this resident answers nothing any more
+"""
+
+from __future__ import annotations
+
+
+class DeltahubError(Exception):
+    """Base of the tree above.
+
+    Args:
+        problem: what is wrong, in words that name the file, task or tensor.
+        expected: what would have been right.
+        got: what was found instead.
+        hint: the next thing to do.
+    """
+
+    def __init__(
+        self, problem: str, *, expected: object | None = None, got: object | None = None, hint: str | None = None
+    ) -> None:
+        self.problem = problem
+        self.expected = expected
+        self.got = got
+        self.hint = hint
+        facts = [f"expected {expected}"] if expected is not None else []
+        facts += [f"found {got}"] if got is not None else []
+        text = problem + (": " + ", ".join(facts) if facts else "") + (f"; {hint}" if hint else "")
+        super().__init__(" ".join(text.split()))
+
+
+class UsageError(DeltahubError): ...
+
+
+class CheckpointError(DeltahubError): ...
+
+
+class MismatchError(DeltahubError): ...
+
+
+class OutsideMaskError(DeltahubError):
+    """A fine-tuned checkpoint that the delta cannot hold exactly; ``changes`` lists (tensor, changed outside, size)."""
+
+    def __init__(self, problem: str, *, changes: list[tuple[str, int, int]], hint: str | None = None) -> None:
+        super().__init__(problem, hint=hint)
+        self.changes = changes
+
+
+class FormatError(DeltahubError): ...
+
+
+class ManifestError(FormatError): ...
+
+
+class CodecError(FormatError): ...
+
+
+class IntegrityError(DeltahubError): ...
+
+
+class DataError(DeltahubError): ...
+
+
+class HubError(DeltahubError): ...
+
+
+class NotFoundError(HubError): ...
+
+
+class StoreError(HubError): ...
+
+
+class ResidentError(DeltahubError): ...
+
+
+class PoisonedError(ResidentError): ...

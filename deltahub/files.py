@@ -1,0 +1,71 @@
+"""Files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from deltahub.digest import BytesLike
+from deltahub.errors import StoreError
+
+
+def write_atomic(path: Path, parts: Iterable[BytesLike], *, exclusive: bool = False) -> bool:
+    """Writes ``parts`` to a temporary name beside ``path``, fsyncs, and moves it there.
+
+    Args:
+        exclusive: never replace; another writer may have been first.
+
+    Returns:
+        False when ``exclusive`` and the name was taken (nothing was changed).
+
+    Raises:
+        StoreError: the disk is full, the folder is missing or read-only.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
+    with store_errors(path):
+        try:
+            with temporary.open("xb", buffering=0) as file:
+                for part in parts:
+                    _write_all(file.fileno(), memoryview(part))
+                os.fsync(file.fileno())
+            if exclusive:
+                try:
+                    os.link(temporary, path)
+                except FileExistsError:
+                    return False
+            else:
+                temporary.replace(path)
+            sync_folder(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+    return True
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes renames in ``folder`` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def store_errors(path: Path) -> Iterator[None]:
+    """OSError to one StoreError that names the path and the cause."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"cannot use {error.filename or path} ({error.strerror or error})",
+            hint="check that the folder exists, is writable and has room; nothing was half-written",
+        ) from error
+
+
+def _write_all(descriptor: int, view: memoryview) -> None:
+    view = view.cast("B") if view.nbytes else view
+    while view.nbytes:
+        view = view[os.write(descriptor, view) :]
