@@ -1,0 +1,53 @@
+"""Store, version, share and serve many fine-tuned tasks of one base model.
+
+Everything public is here; importing it costs nothing until a name is used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from deltahub.checkpoint import Base as Base
+    from deltahub.convert.extract import extract as extract
+    from deltahub.convert.materialize import materialize as materialize
+    from deltahub.delta import Delta as Delta
+    from deltahub.errors import DeltahubError as DeltahubError
+    from deltahub.hub import Hub as Hub
+    from deltahub.hub import TaskVersion as TaskVersion
+    from deltahub.manifest import Manifest as Manifest
+    from deltahub.mask import Mask as Mask
+    from deltahub.merge import merge as merge
+    from deltahub.predict import Predictor as Predictor
+    from deltahub.resident import Resident as Resident
+    from deltahub.tuning.train import train as train
+
+_HOME = {
+    "Base": "checkpoint",
+    "Delta": "delta",
+    "DeltahubError": "errors",
+    "Hub": "hub",
+    "Manifest": "manifest",
+    "Mask": "mask",
+    "Predictor": "predict",
+    "Resident": "resident",
+    "TaskVersion": "hub",
+    "extract": "convert.extract",
+    "materialize": "convert.materialize",
+    "merge": "merge",
+    "train": "tuning.train",
+}
+__version__ = "0.1.0"
+__all__ = ["__version__", *sorted(_HOME)]  # noqa: PLE0604  (strings, all of them)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'deltahub' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"deltahub.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -11,11 +11,11 @@ import json
 import math
 import mmap
 import os
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -241,21 +241,18 @@ def header_length(first: bytes, file_size: int, what: str) -> int:
 
 
 class TensorFile:
-    """A safetensors file on disk; nothing but its header is read until asked for."""
+    """A safetensors file on disk; nothing but its header is read until asked for. Closed when dropped."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._file = path.open("rb", buffering=0)
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise FormatError(f"cannot open {path} ({error.strerror})") from None
-        self.byte_size = os.fstat(self._file.fileno()).st_size
-        try:
-            length = header_length(self._read(0, min(8, self.byte_size)), self.byte_size, path.name)
-            self.specs, self.metadata = parse_header(self._read(0, length), self.byte_size, path.name)
-        except BaseException:
-            self._file.close()
-            raise
+        weakref.finalize(self, os.close, self._descriptor)
+        self.byte_size = os.fstat(self._descriptor).st_size
+        length = header_length(self._read(0, min(8, self.byte_size)), self.byte_size, path.name)
+        self.specs, self.metadata = parse_header(self._read(0, length), self.byte_size, path.name)
 
     def read(self, name: str) -> RawTensor:
         spec = self.specs[name]
@@ -267,7 +264,7 @@ class TensorFile:
         """Fills ``buffer`` from the byte ``position`` on. Safe to call from several threads."""
         done = 0
         while done < len(buffer):
-            got = os.preadv(self._file.fileno(), [buffer[done:]], position + done)
+            got = os.preadv(self._descriptor, [buffer[done:]], position + done)
             if not got:
                 raise FormatError(f"{self.path} ended early", hint="it was cut off while being read; fetch it again")
             done += got
@@ -276,17 +273,6 @@ class TensorFile:
         data = bytearray(size)
         self.read_into(position, memoryview(data))
         return bytes(data)
-
-    def close(self) -> None:
-        self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def loads(data: bytes | mmap.mmap | memoryview, what: str) -> tuple[dict[str, RawTensor], dict[str, str]]:

@@ -1,0 +1,55 @@
+"""Loading the bare model of a base with transformers, quietly and without running code from the checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from deltahub.checkpoint import Base
+from deltahub.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def load_backbone(base: Base) -> PreTrainedModel:
+    """The base as `AutoModel`, in the checkpoint's own dtype, in evaluation mode.
+
+    Raises:
+        CheckpointError: no config.json, or an architecture that transformers does not have without code of its own.
+    """
+    from transformers import AutoModel
+
+    if "model_type" not in base.config:
+        raise CheckpointError(f"{base.path} has no config.json with a model_type", hint="add the model's config.json")
+    try:
+        with quiet():
+            model: PreTrainedModel = AutoModel.from_pretrained(
+                base.path, dtype="auto", local_files_only=True, trust_remote_code=False
+            )
+    except (ValueError, OSError, KeyError, ImportError) as error:
+        raise CheckpointError(
+            f"transformers cannot load {base.id} ({' '.join(str(error).split())[:200]})",
+            hint="code from a checkpoint is never run; bind a module of your own with Resident(module, base, mask)",
+        ) from None
+    return model.eval()
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silences the progress bars, load reports and warnings of transformers."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,1 @@
+"""Between deltas and what others write: full checkpoints in, full checkpoints out."""

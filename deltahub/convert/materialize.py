@@ -1,0 +1,149 @@
+"""From base and delta to a standalone Hugging Face checkpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from deltahub import tensorfile
+from deltahub.checkpoint import Base, Progress
+from deltahub.delta import Delta
+from deltahub.errors import MismatchError, UsageError
+from deltahub.files import store_errors, sync_folder, write_atomic
+from deltahub.mask import Mask
+from deltahub.tensorfile import RawTensor, TensorFile, narrow
+
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".ot", ".gguf")
+
+
+def materialize(
+    base: Base, delta: Delta, out: str | Path, *, mask: Mask | None = None, progress: Progress | None = None
+) -> Path:
+    """Writes a checkpoint that `from_pretrained` loads, bit-identical to the fine-tuned model.
+
+    Shards stay as the base has them; memory is bounded by one tensor. The folder appears whole or not at all.
+
+    Args:
+        out: a folder that does not exist yet, or is empty.
+        mask: needed where its recipe cannot rebuild it.
+
+    Raises:
+        UsageError: ``out`` has files.
+        MismatchError: base, mask and delta do not belong together.
+    """
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} exists and is not empty", expected="a new folder", hint="give another -o")
+    patch = _Patch(base, delta, mask)
+    temporary = out.with_name(f".{out.name}.{secrets.token_hex(6)}.part")
+    with store_errors(out):
+        temporary.mkdir(parents=True)
+        try:
+            _copy_companions(base, temporary)
+            _write_config(base, delta, temporary)
+            _write_weights(base, patch, temporary, progress)
+            sync_folder(temporary)
+            if out.exists():
+                out.rmdir()
+            os.replace(temporary, out)
+            sync_folder(out.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return out
+
+
+class _Patch:
+    """Gives every tensor of the base as the task has it."""
+
+    def __init__(self, base: Base, delta: Delta, mask: Mask | None) -> None:
+        manifest = delta.manifest
+        if manifest.base.digest != base.digest:
+            raise MismatchError(
+                f"{delta.task} belongs to base {manifest.base.id}", expected=f"base {manifest.base.digest[:16]}",
+                got=f"{base.digest[:16]} ({base.id})", hint="give the base that it was made from",
+            )  # fmt: skip
+        self.base = base
+        self.prefix = manifest.backbone_prefix
+        self.head = delta.raw("head")
+        self.dense = delta.raw("dense")
+        self.values = delta.tensors.get("values")
+        if delta.raw("adapter"):
+            from deltahub.dense import materialise_adapter
+
+            self.dense |= {name: RawTensor.of_torch(t) for name, t in materialise_adapter(delta, base).items()}
+        self.mask = Mask.resolve(base, manifest.mask, mask) if manifest.mask else None
+        self.parts = {tensor.name: part for tensor, part in base.space.split(self.mask.indices)} if self.mask else {}
+
+    def read(self, name: str) -> RawTensor:
+        canonical = self.base.space.aliases.get(name, name)
+        if canonical in self.dense:
+            return self.dense[canonical]
+        raw = self.base.read(name)
+        if canonical in self.parts and self.mask and self.values:
+            part = self.parts[canonical]
+            local = self.mask.indices[part] - self.base.space.by_name[canonical].offset
+            same = raw.dtype == self.values.dtype
+            raw.bits[local] = self.values.bits[part] if same else narrow(self.values.float32()[part], raw.dtype)
+        return raw
+
+
+def _copy_companions(base: Base, out: Path) -> None:
+    """Tokenizer and other small files; never weights, code, or what the config says of them."""
+    for path in sorted(base.path.iterdir()):
+        skip = path.suffix in (*_WEIGHTS, ".py") or path.name == "config.json" or path.name.endswith(".index.json")
+        if path.is_file() and not skip:
+            shutil.copyfile(path, out / path.name)
+
+
+def _write_config(base: Base, delta: Delta, out: Path) -> None:
+    config: dict[str, Any] = dict(base.config)
+    manifest = delta.manifest
+    if manifest.architecture:
+        config["architectures"] = [manifest.architecture]
+    if manifest.labels:
+        config["id2label"] = {str(number): label for number, label in enumerate(manifest.labels)}
+        config["label2id"] = {label: number for number, label in enumerate(manifest.labels)}
+    if manifest.kind == "multi-label-classification":
+        config["problem_type"] = "multi_label_classification"
+    if manifest.kind == "regression":
+        config |= {"problem_type": "regression", "id2label": {"0": "value"}, "label2id": {"value": 0}}
+    if config:
+        write_atomic(out / "config.json", [json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"])
+
+
+def _write_weights(base: Base, patch: _Patch, out: Path, progress: Progress | None) -> None:
+    files = base.files
+    total = sum(file.byte_size for file in files)
+    done = 0
+    names = {file.path.name: list(file.specs) for file in files}
+    where = {patch.prefix + name: file for file, members in names.items() for name in members}
+    where |= dict.fromkeys(patch.head, "model-head.safetensors" if len(files) > 1 else files[0].path.name)
+    for file in files:
+        extra = patch.head if len(files) == 1 else {}
+        write_atomic(_weights_path(out, file, files), _file(file, patch, extra))
+        done += file.byte_size
+        if progress:
+            progress(done, total)
+    if len(files) > 1:
+        if patch.head:
+            write_atomic(out / "model-head.safetensors", tensorfile.dump(patch.head, {"format": "pt"}))
+        index = {"metadata": {"total_size": total}, "weight_map": where}
+        write_atomic(out / "model.safetensors.index.json", [json.dumps(index, indent=1, sort_keys=True).encode()])
+
+
+def _weights_path(out: Path, file: TensorFile, files: tuple[TensorFile, ...]) -> Path:
+    return out / (file.path.name if len(files) > 1 else "model.safetensors")
+
+
+def _file(file: TensorFile, patch: _Patch, extra: dict[str, RawTensor]) -> Iterator[bytes | memoryview]:
+    """One weights file, tensor by tensor, in the canonical order of the new names."""
+    shapes = {patch.prefix + name: (spec.dtype, spec.shape) for name, spec in file.specs.items()}
+    shapes |= {name: (raw.dtype, raw.shape) for name, raw in extra.items()}
+    yield tensorfile.header(shapes, {"format": "pt"})
+    for name in tensorfile.canonical_order(shapes):
+        yield (extra[name] if name in extra else patch.read(name.removeprefix(patch.prefix))).data.data

@@ -1,0 +1,108 @@
+"""Whole tensors replaced in a bound module: dense ones as they come, low-rank factors as the matrix that they make."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from deltahub.binding import Binding
+from deltahub.checkpoint import Base
+from deltahub.delta import Delta
+from deltahub.errors import MismatchError
+from deltahub.tensorfile import dtype_name
+
+
+@dataclass(frozen=True)
+class Write:
+    """One write: ``source`` over all of ``target``, or over its flat elements ``at`` (m,) int64."""
+
+    target: torch.Tensor
+    source: torch.Tensor
+    at: torch.Tensor | None = None
+
+    def run(self) -> None:
+        if self.at is None:
+            self.target.copy_(self.source)
+        else:
+            self.target.view(-1).index_copy_(0, self.at, self.source.to(self.target))
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """A place of one base tensor in the module: its undo, and which of its elements go there if not all in order."""
+
+    undo: Write
+    local: torch.Tensor | None
+
+
+class DenseSlots:
+    """Knows for every base tensor how to write it into the module and how to put the base's own back.
+
+    The base's own are read once, when a tensor is first replaced, and kept.
+    """
+
+    def __init__(self, binding: Binding, base: Base) -> None:
+        self._base = base
+        self._binding = binding
+        self._slots: dict[str, list[_Slot]] = {}
+
+    def writes(self, delta: Delta) -> tuple[list[Write], list[Write]]:
+        """Writes for every dense tensor and adapter of ``delta``, and the writes that undo them.
+
+        Raises:
+            MismatchError: a tensor that the base or the module lacks, or of another dtype or shape.
+        """
+        writes, undo = [], []
+        for name, tensor in (delta.dense | materialise_adapter(delta, self._base)).items():
+            self._check(name, tensor)
+            for slot in self._slots.get(name) or self._find(name):
+                part = tensor if slot.local is None else tensor.reshape(-1)[slot.local]
+                writes.append(Write(slot.undo.target, part, slot.undo.at))
+                undo.append(slot.undo)
+        return writes, undo
+
+    def _check(self, name: str, tensor: torch.Tensor) -> None:
+        source = self._base.space.by_name.get(name)
+        if source is None:
+            raise MismatchError(f"dense tensor {name}", expected=f"a tensor of base {self._base.id}")
+        found = (dtype_name(tensor.dtype), tuple(tensor.shape))
+        if found != (source.dtype, source.shape):
+            raise MismatchError(f"dense tensor {name}", expected=f"{source.dtype} {source.shape}", got=found)
+
+    def _find(self, name: str) -> list[_Slot]:
+        source = self._base.space.by_name[name]
+        own = self._base.read(name).torch()
+        slots = []
+        for place in self._binding.placements:
+            if name not in place.sources:
+                continue
+            target = place.tensor.data
+            if place.trace is None:
+                slots.append(_Slot(Write(target, own.to(target.device)), None))
+            else:
+                flat = place.trace.reshape(-1)
+                at = torch.nonzero((flat >= source.offset) & (flat < source.offset + source.size)).reshape(-1)
+                local = flat[at] - source.offset
+                slots.append(_Slot(Write(target, own.reshape(-1)[local], at.to(target.device)), local))
+        if not slots:
+            raise MismatchError(f"dense tensor {name}", expected="a place for it in the module", got="none")
+        self._slots[name] = slots
+        return slots
+
+
+def materialise_adapter(delta: Delta, base: Base) -> dict[str, torch.Tensor]:
+    """Low-rank factors as the whole tensors that they stand for: W + up @ down, computed once in fp32."""
+    factors = delta.adapter
+    names = sorted({name.rpartition(".")[0] for name in factors})
+    made = {}
+    for name in names:
+        up, down = factors.get(f"{name}.up"), factors.get(f"{name}.down")
+        tensor = base.space.by_name.get(name)
+        if up is None or down is None or tensor is None or (up.shape[0], down.shape[1]) != tensor.shape:
+            raise MismatchError(
+                f"adapter of {name}", expected="factors `up` (out x r) and `down` (r x in) of a matrix of the base"
+            )
+        weight = base.read(name).torch()
+        made[name] = (weight.float() + up.float() @ down.float()).to(weight.dtype)
+    return made
