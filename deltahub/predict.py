@@ -130,7 +130,7 @@ class Predictor:
         """
         chosen = self._chosen(task, "embeddings")
         pooling, normalize = _pooling(chosen.delta)
-        vectors = np.empty((len(texts), self._resident.module.config.hidden_size), np.float32)
+        vectors = np.empty((len(texts), chosen.model.config.hidden_size), np.float32)
         for rows, output, inputs in self._run(chosen, texts, batch_size):
             states = output.last_hidden_state.float()
             if pooling == "mean":

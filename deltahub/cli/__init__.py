@@ -1,0 +1,48 @@
+"""The command line: parses, calls one library function, prints. Data goes to stdout, words and progress to stderr."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from deltahub import __version__
+from deltahub.cli import hubs, masks, reports, tasks, training
+from deltahub.errors import DeltahubError, UsageError
+
+_GROUPS = (masks, training, tasks, hubs, reports)
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="deltahub",
+        description="Store, version, share and use many fine-tuned tasks of one base model.",
+        epilog="Exit codes: 0 done, 1 refused or failed (one line says why), 2 wrong usage, 130 interrupted.",
+    )
+    top.add_argument("--version", action="version", version=f"deltahub {__version__}")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for group in _GROUPS:
+        group.add(commands)
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    try:
+        options.run(options)
+        sys.stdout.flush()
+    except DeltahubError as error:
+        print(f"deltahub: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    except KeyboardInterrupt:
+        print("deltahub: interrupted; nothing was half-written", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left: no complaint at exit
+        return 1
+    except (OSError, MemoryError) as error:
+        reason = "out of memory" if isinstance(error, MemoryError) else f"{error.strerror or error} ({error.filename})"
+        print(f"deltahub: {reason}", file=sys.stderr)
+        return 1
+    return 0

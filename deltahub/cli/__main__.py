@@ -1,0 +1,5 @@
+import sys
+
+from deltahub.cli import main
+
+sys.exit(main())

@@ -1,0 +1,146 @@
+"""What commands share: options, opening what the user names, tables, JSON, progress."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from deltahub.checkpoint import Base
+    from deltahub.delta import Delta
+    from deltahub.hub import Hub
+    from deltahub.mask import Mask
+
+Commands = Any
+"""argparse's subparsers action, whose class is private."""
+Run = Callable[[argparse.Namespace], None]
+
+
+def command(commands: Commands, name: str, run: Run, summary: str, detail: str = "") -> argparse.ArgumentParser:
+    made: argparse.ArgumentParser = commands.add_parser(
+        name, help=summary, description=f"{summary[0].upper()}{summary[1:]}. {detail}".strip()
+    )
+    made.set_defaults(run=run)
+    return made
+
+
+def hub_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--hub", metavar="URL", default=os.environ.get("DELTAHUB_HUB", "./hub"),
+        help="where the hub is: a folder or file:// URL (default: $DELTAHUB_HUB, then ./hub)",
+    )  # fmt: skip
+
+
+def json_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead of a table")
+
+
+def base_option(parser: argparse.ArgumentParser, *, required: bool = True, purpose: str = "") -> None:
+    parser.add_argument(
+        "--base",
+        metavar="BASE",
+        required=required,
+        help=purpose or "the base model: folder, .safetensors file or model id",
+    )
+    revision_option(parser)
+
+
+def revision_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--revision", help="branch, tag or commit of a BASE on the Hugging Face Hub")
+
+
+def mask_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--mask", metavar="FILE", type=Path, help="mask file (default: rebuilt from the recipe)")
+
+
+def open_base(source: str, revision: str | None = None) -> Base:
+    """The base, its digest taken (with a progress bar where it has not been before)."""
+    from deltahub.checkpoint import Base
+
+    cache = os.environ.get("DELTAHUB_CACHE")
+    return Base.open(source, revision, cache=Path(cache) if cache else None)
+
+
+def open_hub(options: argparse.Namespace, *, create: bool = False) -> Hub:
+    from deltahub.hub import Hub
+
+    return Hub.open(options.hub, create=create)
+
+
+def load_mask(path: Path | None) -> Mask | None:
+    from deltahub.mask import Mask
+
+    return None if path is None else Mask.load(path)
+
+
+def load_delta(source: str, options: argparse.Namespace) -> Delta:
+    """A ``.delta`` file where there is one of that name, else a task of the hub."""
+    from deltahub.delta import Delta
+
+    if Path(source).exists() or source.endswith(".delta") or os.sep in source:
+        return Delta.load(source)
+    return open_hub(options).pull(source)
+
+
+def words(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def print_json(document: object) -> None:
+    print(json.dumps(document, indent=2, ensure_ascii=False, default=str))
+
+
+def print_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Columns as wide as they need; numbers to the right."""
+    cells = [list(head)] + [[_cell(item) for item in row] for row in rows]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
+    numeric = [
+        all(row[column][:1].isdigit() or row[column] in ("", "-") or row[column][:1] in "-+" for row in cells[1:])
+        for column in range(len(head))
+    ]
+    for row in cells:
+        parts = [
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(row, widths, numeric, strict=True)
+        ]
+        print("  ".join(parts).rstrip())
+
+
+def _cell(item: object) -> str:
+    if item is None:
+        return "-"
+    if isinstance(item, int) and not isinstance(item, bool):
+        return f"{item:,}"
+    return str(item)
+
+
+def size(count: float) -> str:
+    """Bytes for people: ``1.4 MB`` is 1,400,000 bytes."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 999.5:
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 99.95 else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+@contextlib.contextmanager
+def progress(title: str, unit: str = "B") -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on stderr when someone is looking, nothing otherwise."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from tqdm import tqdm
+
+    with tqdm(desc=title, unit=unit, unit_scale=True, leave=False, delay=0.3, file=sys.stderr) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield show

@@ -1,0 +1,177 @@
+"""Commands on a hub: push, pull, list, versions, tag, untag, remove, verify, gc."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+
+from deltahub.cli import common
+
+
+def add(commands: common.Commands) -> None:
+    push = common.command(commands, "push", _push, "store a delta in the hub as a new version of its task")
+    push.add_argument("file", metavar="FILE", type=Path, help="a .delta file")
+    push.add_argument("--tag", metavar="T", action="append", default=[], help="tag to move to it; may be repeated")
+    push.add_argument(
+        "--values", choices=["exact", "int8", "int4"], default="exact",
+        help="int8 and int4 round the values; what they become is then the task (default: exact)",
+    )  # fmt: skip
+    common.mask_option(push)
+    common.hub_option(push)
+
+    pull = common.command(commands, "pull", _pull, "write a task of the hub to a .delta file, every byte verified")
+    pull.add_argument("task", metavar="TASK[@N|:TAG]", help="newest version, version N, or what TAG names")
+    pull.add_argument("-o", "--output", metavar="FILE", type=Path, help="file to write (default: TASK.delta)")
+    pull.add_argument("--force", action="store_true", help="replace another file of that name")
+    common.hub_option(pull)
+
+    _reading(commands, "list", _list, "list the tasks of the hub")
+    _reading(commands, "versions", _versions, "list the versions of a task").add_argument(
+        "task", metavar="TASK", help="name of a task"
+    )
+
+    tag = common.command(commands, "tag", _tag, "make a tag name a version: `deltahub tag sst2@3 prod`")
+    tag.add_argument("version", metavar="TASK[@N|:TAG]", help="version to name (default: the newest)")
+    tag.add_argument("tag", metavar="TAG", help="tag to set or move")
+    tag.add_argument("--delete", action="store_true", help="remove the tag instead")
+    common.hub_option(tag)
+
+    remove = common.command(
+        commands, "remove", _remove, "remove a task or one version", "Space is given back by `deltahub gc`."
+    )
+    remove.add_argument("task", metavar="TASK[@N]", help="a task with all versions and tags, or one version")
+    remove.add_argument("--force", action="store_true", help="also what a tag names")
+    common.hub_option(remove)
+
+    _reading(commands, "verify", _verify, "read and re-hash everything; names what is bad and exits with 1")
+    gc = _reading(commands, "gc", _gc, "delete what no version can reach")
+    gc.add_argument("--dry-run", action="store_true", help="only say what would go")
+    gc.add_argument(
+        "--grace", type=float, metavar="SECONDS", default=3600.0,
+        help="spare what is younger, a push may be under way (default: 3600)",
+    )  # fmt: skip
+
+
+def _reading(commands: common.Commands, name: str, run: common.Run, summary: str) -> argparse.ArgumentParser:
+    made = common.command(commands, name, run, summary)
+    common.hub_option(made)
+    common.json_option(made)
+    return made
+
+
+def _push(options: argparse.Namespace) -> None:
+    from deltahub.transfer import push_file
+
+    hub = common.open_hub(options, create=True)
+    bits = {"exact": None, "int8": 8, "int4": 4}[options.values]
+    with common.progress("push") as show:
+        version = push_file(
+            options.file, hub, tags=options.tag, mask=common.load_mask(options.mask), quantize=bits, progress=show
+        )
+    record = hub.version(f"{version.task}@{version.number}")
+    common.words(f"{common.size(record.size)} stored as {common.size(record.stored)} in {options.hub}")
+    print(f"{version.task}@{version.number} {version.digest}")
+
+
+def _pull(options: argparse.Namespace) -> None:
+    from deltahub.names import parse_reference
+    from deltahub.transfer import pull_file
+
+    path = options.output or Path(f"{parse_reference(options.task)[0]}.delta")
+    with common.progress("pull") as show:
+        version = pull_file(common.open_hub(options), options.task, path, force=options.force, progress=show)
+    common.words(f"{version.task}@{version.number} {version.digest[:16]}, verified")
+    print(path)
+
+
+def _list(options: argparse.Namespace) -> None:
+    tasks = common.open_hub(options).tasks()
+    if options.json:
+        common.print_json([asdict(task) for task in tasks])
+    elif tasks:
+        common.print_table(
+            ["task", "newest", "versions", "tags"],
+            ([task.task, f"@{task.newest}", task.versions, ", ".join(task.tags)] for task in tasks),
+        )
+    else:
+        common.words(f"no task in {options.hub} yet; `deltahub push FILE` adds one")
+
+
+def _versions(options: argparse.Namespace) -> None:
+    hub = common.open_hub(options)
+    records = hub.versions(options.task)
+    tags = {number: [] for number in (record.number for record in records)}  # type: dict[int, list[str]]
+    for tag, number in hub.tags(options.task).items():
+        tags.setdefault(number, []).append(tag)
+    rows = [
+        {
+            "version": record.reference, "pushed": record.pushed, "digest": record.digest, "size": record.size,
+            "stored": record.stored, "tags": tags[record.number], "metrics": dict(record.manifest.metrics),
+        }
+        for record in records
+    ]  # fmt: skip
+    if options.json:
+        common.print_json(rows)
+        return
+    common.print_table(
+        ["version", "pushed", "digest", "size", "stored", "tags", "metrics"],
+        (
+            [
+                row["version"], row["pushed"], str(row["digest"])[:16], row["size"], row["stored"],
+                ", ".join(tags[record.number]),
+                ", ".join(f"{name} {value:.4g}" for name, value in list(record.manifest.metrics.items())[:2]),
+            ]
+            for row, record in zip(rows, records, strict=True)
+        ),
+    )  # fmt: skip
+
+
+def _tag(options: argparse.Namespace) -> None:
+    hub = common.open_hub(options)
+    record = hub.version(options.version)
+    if options.delete:
+        hub.untag(record.task, options.tag)
+        common.words(f"{record.task}:{options.tag} is gone")
+        return
+    hub.tag(record.task, record.number, options.tag)
+    print(f"{record.task}:{options.tag} is {record.reference}")
+
+
+def _remove(options: argparse.Namespace) -> None:
+    removed = common.open_hub(options).remove(options.task, force=options.force)
+    common.words(f"removed {', '.join(removed)}; `deltahub gc` gives the space back")
+
+
+def _verify(options: argparse.Namespace) -> None:
+    from deltahub.errors import IntegrityError
+
+    hub = common.open_hub(options)
+    with common.progress("verify") as show:
+        report = hub.verify(progress=show)
+    if options.json:
+        common.print_json(asdict(report))
+    else:
+        for problem in report.problems:
+            print(
+                f"{problem.key}: {problem.problem}"
+                + (f" (needed by {', '.join(problem.needed_by)})" if problem.needed_by else "")
+            )
+        common.words(f"{report.versions} versions, {report.blobs} blobs, {common.size(report.bytes)} read")
+    if report.problems:
+        raise IntegrityError(
+            f"{len(report.problems)} things in {options.hub} are bad", hint="push the named tasks again"
+        )
+
+
+def _gc(options: argparse.Namespace) -> None:
+    report = common.open_hub(options).gc(dry_run=options.dry_run, grace_seconds=options.grace)
+    if options.json:
+        common.print_json(asdict(report))
+        return
+    for key in report.deleted:
+        print(key)
+    verb = "would delete" if options.dry_run else "deleted"
+    common.words(
+        f"{verb} {len(report.deleted)} objects, {common.size(report.bytes)}; spared {report.spared} young ones"
+    )

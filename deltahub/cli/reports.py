@@ -1,0 +1,70 @@
+"""`deltahub report`: what a hub saves."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deltahub.cli import common
+
+if TYPE_CHECKING:
+    from deltahub.report import Report
+
+
+def add(commands: common.Commands) -> None:
+    report = common.command(
+        commands, "report", _report, "print the bytes of every task, and what the hub saves",
+        "Against a full checkpoint per task, fp16 values with int32 indices, and a PEFT LoRA file of rank 8.",
+    )  # fmt: skip
+    common.base_option(report, required=False, purpose="the base of the tasks: adds what LoRA would take")
+    common.hub_option(report)
+    common.json_option(report)
+    report.add_argument("--html", metavar="FILE", type=Path, help="also write the report as one HTML page")
+
+
+def _report(options: argparse.Namespace) -> None:
+    from deltahub.files import write_atomic
+    from deltahub.report import html, report
+
+    base = common.open_base(options.base, options.revision) if options.base else None
+    found = report(common.open_hub(options), base)
+    if options.html:
+        write_atomic(options.html, [html(found).encode()])
+        common.words(f"wrote {options.html}")
+    if options.json:
+        common.print_json(asdict(found))
+    else:
+        _print(found)
+
+
+def _print(found: Report) -> None:
+    size = common.size
+    common.print_table(
+        ["task", "values", "dense", "adapter", "head", "record", "stored", "of full", "lossy"],
+        (
+            [
+                row.version, size(row.values), size(row.dense), size(row.adapter), size(row.head), size(row.record),
+                size(row.stored), f"{row.stored / row.full_checkpoint:.3%}" if row.full_checkpoint else None, row.lossy,
+            ]
+            for row in found.tasks
+        ),
+    )  # fmt: skip
+    if not found.tasks:
+        return
+    print()
+    rows = [["this hub", size(found.total), "-", size(found.mean_task)]]
+    rows += [
+        [peer.name, size(peer.total), f"{peer.total / found.total:.1f} x", size(peer.mean_task)] for peer in found.peers
+    ]
+    common.print_table([f"{len(found.tasks)} tasks", "bytes", "against the hub", "one task"], rows)
+    print()
+    names = [peer.name for peer in found.peers]
+    common.print_table(
+        ["projected", "this hub", *names],
+        ([f"{p.tasks:,} tasks", size(p.hub), *(size(p.peers[name]) for name in names)] for p in found.projections),
+    )
+    for mask in found.masks:
+        stored = f"{mask.stored:,} bytes stored" if mask.stored else "nothing stored, its recipe rebuilds it"
+        print(f"\nmask {mask.digest[:16]}: {mask.k:,} of {mask.n:,}; {stored}; entropy floor {mask.floor:,} bytes")

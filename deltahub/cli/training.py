@@ -1,0 +1,106 @@
+"""`deltahub train` and `deltahub predict`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from deltahub.cli import common
+
+
+def add(commands: common.Commands) -> None:
+    train = common.command(
+        commands, "train", _train, "fine-tune a task on a base and write it as a delta",
+        "Reads texts and labels from JSONL, CSV or TSV; keeps the epoch that does best on the validation rows.",
+    )  # fmt: skip
+    train.add_argument("base", metavar="BASE", help="the base: folder, .safetensors file or model id")
+    common.revision_option(train)
+    train.add_argument("--data", metavar="FILE", type=Path, required=True, help=".jsonl, .csv or .tsv to train on")
+    train.add_argument("--validation", metavar="FILE", type=Path, help="rows to choose by (default: a tenth of --data)")
+    train.add_argument("--text", metavar="COLUMN", default="text", help="column of the texts (default: text)")
+    train.add_argument("--label", metavar="COLUMN", default="label", help="column of the labels (default: label)")
+    train.add_argument("--task", help="name of the task (default: the name of the data file)")
+    train.add_argument(
+        "--method", default="pafi", help="pafi (default), random (a random mask), bitfit (biases), head (nothing else)"
+    )
+    train.add_argument("--mask", metavar="FILE", type=Path, help="mask file (default: the method's own at 0.5 %%)")
+    defaults = {"epochs": 3, "lr": 5e-3, "head_lr": 1e-3, "batch_size": 32, "max_length": 128, "seed": 0}
+    meanings = {
+        "epochs": "passes over the data", "lr": "peak learning rate of the masked values or biases",
+        "head_lr": "peak learning rate of the head", "batch_size": "rows per step",
+        "max_length": "tokens per text, longer ones are cut", "seed": "of the head, the row order and dropout",
+    }  # fmt: skip
+    for name, default in defaults.items():
+        train.add_argument(
+            f"--{name.replace('_', '-')}", type=type(default), default=default, metavar="N",
+            help=f"{meanings[name]} (default: {default})",
+        )  # fmt: skip
+    train.add_argument("--state", metavar="DIR", type=Path, help="folder for a state to resume from, kept per epoch")
+    train.add_argument("--resume", action="store_true", help="go on from --state; gives what an unbroken run gives")
+    train.add_argument("--device", default="cpu", help="torch device (default: cpu)")
+    train.add_argument("-o", "--output", metavar="FILE", type=Path, required=True, help="the .delta file to write")
+
+    predict = common.command(
+        commands, "predict", _predict, "classify or embed texts with a task, in one process and without a server",
+        "Texts come from the arguments, or one a line from standard input.",
+    )  # fmt: skip
+    predict.add_argument(
+        "task", metavar="TASK|FILE", help="a task of the hub (TASK, TASK@N, TASK:TAG) or a .delta file"
+    )
+    predict.add_argument("texts", metavar="TEXT", nargs="*", help="texts (default: lines of standard input)")
+    common.base_option(predict, purpose="the base that the task was made from")
+    common.mask_option(predict)
+    predict.add_argument("--batch-size", type=int, default=32, metavar="N", help="texts per pass (default: 32)")
+    common.hub_option(predict)
+    common.json_option(predict)
+
+
+def _train(options: argparse.Namespace) -> None:
+    from deltahub.errors import UsageError
+    from deltahub.names import check_task
+    from deltahub.tuning import data
+    from deltahub.tuning.train import Settings, train
+
+    task = check_task(options.task or options.data.stem.lower())
+    if options.resume and options.state is None:
+        raise UsageError("--resume", expected="--state DIR, the folder to go on from")
+    settings = Settings(
+        epochs=options.epochs, lr=options.lr, head_lr=options.head_lr, batch_size=options.batch_size,
+        max_length=options.max_length, seed=options.seed,
+    )  # fmt: skip
+    rows, validation = data.load(
+        options.data, options.validation, text=options.text, label=options.label, seed=options.seed
+    )
+    base = common.open_base(options.base, options.revision)
+    trained = train(
+        base, rows, validation, task=task, mask=common.load_mask(options.mask), method=options.method,
+        settings=settings, state=options.state, resume=options.resume, device=options.device,
+    )  # fmt: skip
+    trained.delta.save(options.output)
+    common.words(f"{options.output}: {common.size(options.output.stat().st_size)}; push it with `deltahub push`")
+    print(trained.delta.digest)
+
+
+def _predict(options: argparse.Namespace) -> None:
+    from deltahub.errors import UsageError
+    from deltahub.predict import Predictor
+
+    delta = common.load_delta(options.task, options)
+    texts = options.texts or [line.rstrip("\n") for line in sys.stdin]
+    if not texts:
+        raise UsageError("no text", expected="arguments, or lines on standard input")
+    if options.batch_size < 1:
+        raise UsageError("--batch-size", expected="1 or more", got=options.batch_size)
+    predictor = Predictor(common.open_base(options.base, options.revision), common.load_mask(options.mask))
+    predictor.load(delta)
+    if delta.manifest.kind == "embeddings":
+        common.print_json([row.tolist() for row in predictor.embed(texts, batch_size=options.batch_size)])
+        return
+    found = predictor.classify(texts, batch_size=options.batch_size)
+    if options.json:
+        common.print_json([{"text": text, **asdict(item)} for text, item in zip(texts, found, strict=True)])
+        return
+    rows = ([item.label, f"{item.score:.3f}", text[:100]] for text, item in zip(texts, found, strict=True))
+    common.print_table(["label", "score", "text"], rows)

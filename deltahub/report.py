@@ -1,0 +1,193 @@
+"""What a hub takes, part by part, and what the usual ways of keeping the same tasks would take."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING
+
+from deltahub.checkpoint import Base
+from deltahub.tensorfile import ITEMSIZE
+
+if TYPE_CHECKING:
+    from deltahub.hub import Hub
+    from deltahub.records import VersionRecord
+
+PROJECTIONS = (10, 100, 1000)
+LORA_RANK = 8
+
+
+@dataclass(frozen=True)
+class TaskBytes:
+    """Stored bytes of a version, part by part, and what its peers would take. All in bytes.
+
+    Attributes:
+        stored: its blobs and its record together; blobs shared with other versions count in full.
+        full_checkpoint: a checkpoint of base and head in the base's dtype.
+        plain_sparse: values in fp16 with an int32 index of its own, dense tensors and head as they are.
+        lora: a PEFT file of rank 8 on all linear layers in fp32, with the head; None where the base was not given.
+        lossy: ``int8`` or ``int4`` where values were rounded, with the relative root mean square of the moves.
+    """
+
+    version: str
+    values: int
+    dense: int
+    adapter: int
+    head: int
+    record: int
+    full_checkpoint: int | None
+    plain_sparse: int
+    lora: int | None
+    lossy: str | None
+
+    @property
+    def stored(self) -> int:
+        return self.values + self.dense + self.adapter + self.head + self.record
+
+
+@dataclass(frozen=True)
+class MaskBytes:
+    """``floor`` is log2 C(n, k) bits, in bytes: no code can store a random mask in less."""
+
+    digest: str
+    k: int
+    n: int
+    stored: int
+    floor: int
+
+
+@dataclass(frozen=True)
+class Peer:
+    name: str
+    total: int
+    mean_task: float
+
+
+@dataclass(frozen=True)
+class Projection:
+    tasks: int
+    hub: float
+    peers: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Report:
+    """A hub's bytes.
+
+    Attributes:
+        total: all blobs once, records and masks; the base itself is never in a hub, nor counted for any peer.
+        mean_task: what one version adds on average.
+    """
+
+    tasks: tuple[TaskBytes, ...]
+    masks: tuple[MaskBytes, ...]
+    total: int
+    mean_task: float
+    peers: tuple[Peer, ...]
+    projections: tuple[Projection, ...]
+
+
+def report(hub: Hub, base: Base | None = None) -> Report:
+    """Counts every live version of ``hub``.
+
+    Args:
+        base: the base of the tasks, which tells the linear layers that LoRA would adapt.
+    """
+    records = [record for task in hub.tasks() for record in hub.versions(task.task)]
+    masks = [
+        MaskBytes(mask.digest, mask.k, mask.n, mask.data.stored if mask.data else 0, index_floor(mask.n, mask.k))
+        for mask in hub.masks()
+    ]
+    spaces = {mask.digest: mask.n for mask in masks}
+    tasks = tuple(_task(record, spaces, base) for record in records)
+    blobs = {section.data.blob: section.data.stored for record in records for section in record.sections}
+    shared = sum(mask.stored for mask in masks)
+    own = sum(blobs.values()) + sum(row.record for row in tasks)
+    mean = own / len(tasks) if tasks else 0.0
+    columns = {
+        "full checkpoint each": [row.full_checkpoint for row in tasks],
+        "fp16 values + int32 index": [row.plain_sparse for row in tasks],
+        "PEFT LoRA r=8, all linear": [row.lora for row in tasks],
+    }
+    totals = {name: sum(column) for name, column in columns.items() if column and None not in column}  # type: ignore[arg-type]
+    peers = tuple(Peer(name, total, total / len(tasks)) for name, total in totals.items())
+    projections = tuple(
+        Projection(count, shared + mean * count, {peer.name: peer.mean_task * count for peer in peers})
+        for count in PROJECTIONS
+    )
+    return Report(tasks, tuple(masks), own + shared, mean, peers, projections if tasks else ())
+
+
+def index_floor(n: int, k: int) -> int:
+    """Bytes of log2 C(n, k)."""
+    nats = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+    return math.ceil(nats / math.log(2) / 8)
+
+
+def lora_parameters(base: Base, rank: int = LORA_RANK) -> int:
+    """Parameters of LoRA factors on every linear layer of the bare model: rank x (in + out) each."""
+    return sum(
+        rank * sum(tensor.shape)
+        for tensor in base.space.tensors
+        if len(tensor.shape) == 2 and tensor.role in ("block", "pooler")
+    )
+
+
+def _task(record: VersionRecord, spaces: dict[str, int], base: Base | None) -> TaskBytes:
+    stored = dict.fromkeys(("values", "dense", "adapter", "head"), 0)
+    plain = dict.fromkeys(stored, 0)
+    item = 4
+    for section in record.sections:
+        stored[section.group] += section.data.stored
+        plain[section.group] += section.data.size
+        if section.group == "values":
+            item = ITEMSIZE[section.dtype]
+    manifest = record.manifest
+    k = manifest.mask.k if manifest.mask else 0
+    n = spaces.get(manifest.mask.digest) if manifest.mask else None
+    matches = base is not None and base.digest == manifest.base.digest
+    if base is not None and matches:
+        full: int | None = sum(tensor.size * ITEMSIZE[tensor.dtype] for tensor in base.space.tensors) + plain["head"]
+    else:
+        full = n * item + plain["head"] if n is not None else None
+    lossy = manifest.quantization
+    return TaskBytes(
+        record.reference, **stored, record=len(record.to_bytes()), full_checkpoint=full,
+        plain_sparse=k * (2 + 4) + plain["dense"] + plain["adapter"] + plain["head"],
+        lora=4 * lora_parameters(base) + plain["head"] if base is not None and matches else None,
+        lossy=f"int{lossy.bits}, {lossy.relative_rms:.2%} rms" if lossy else None,
+    )  # fmt: skip
+
+
+def html(found: Report) -> str:
+    """The report as one self-contained page."""
+    head = ["task", "values", "dense", "adapter", "head", "record", "stored", "full checkpoint"]
+    tasks = [
+        [t.version, t.values, t.dense, t.adapter, t.head, t.record, t.stored, t.full_checkpoint] for t in found.tasks
+    ]
+    ways = [["this hub", found.total]] + [[peer.name, peer.total] for peer in found.peers]
+    projected = [[p.tasks, round(p.hub), *(round(value) for value in p.peers.values())] for p in found.projections]
+    names = [peer.name for peer in found.peers]
+    return (
+        "<!doctype html><meta charset=utf-8><title>deltahub report</title>"
+        "<style>body{font:15px system-ui;margin:2em}table{border-collapse:collapse;margin:1em 0}"
+        "td,th{padding:.2em .8em;text-align:right;border-bottom:1px solid #ddd}"
+        "td:first-child,th:first-child{text-align:left}</style>"
+        f"<h1>deltahub report</h1><p>{len(found.tasks)} versions, {found.total:,} bytes.</p>"
+        + _table(head, tasks)
+        + "<h2>Against other ways, in bytes</h2>"
+        + _table(["way", "bytes"], ways)
+        + "<h2>Projected, in bytes</h2>"
+        + _table(["tasks", "this hub", *names], projected)
+    )
+
+
+def _table(head: list[str], rows: list[list[object]] | list[list[str | int | None]]) -> str:
+    top = "".join(f"<th>{escape(cell)}" for cell in head)
+    body = "".join("<tr>" + "".join(f"<td>{_html_cell(cell)}" for cell in row) for row in rows)
+    return f"<table><tr>{top}{body}</table>"
+
+
+def _html_cell(cell: object) -> str:
+    return f"{cell:,}" if isinstance(cell, int) else escape("-" if cell is None else str(cell))

@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from deltahub.backbone import quiet
+from deltahub.checkpoint import Base
+from deltahub.compare import diff
+from deltahub.convert.extract import extract
+from deltahub.convert.materialize import materialize
+from deltahub.errors import MismatchError, OutsideMaskError, UsageError
+from deltahub.mask import Mask
+from deltahub.merge import merge
+from deltahub.resident import Resident
+from tests.deltas import random_delta
+from tests.models import CONFIGS, bits, load, load_classifier, same_bits
+from tests.test_checkpoint import sharded
+
+CLASSIFIERS = [name for name in CONFIGS if name != "vit"]
+CREATED = "2026-01-01T00:00:00Z"
+
+
+def finetune(base: Base, folder, mask: Mask, *, seed: int = 0):
+    """A task model whose masked values and head were changed, as training does."""
+    with quiet():
+        torch.manual_seed(seed)
+        model = load_classifier(folder)
+    resident = Resident(model, base, mask)
+    resident.swap(random_delta(base, mask, seed))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in resident.binding.own:
+                parameter.normal_(0, 0.3)
+    return model
+
+
+@pytest.mark.parametrize("architecture", CLASSIFIERS)
+def test_checkpoint_to_delta_to_checkpoint_is_the_identity(base_of, folder_of, tmp_path, architecture):
+    base = base_of(architecture, torch.bfloat16)
+    mask = Mask.build(base, 0.02, exclude=["pooler*"] if architecture == "roberta" else [])
+    model = finetune(base, folder_of(architecture, torch.bfloat16), mask)
+    model.save_pretrained(tmp_path / "finetuned")
+    from_disk = extract(base, tmp_path / "finetuned", mask, task="sst2", created=CREATED)
+    from_memory = extract(base, model, mask, task="sst2", created=CREATED)
+    assert from_disk.tensors.keys() == from_memory.tensors.keys()
+    assert all(from_disk.tensors[name] == from_memory.tensors[name] for name in from_disk.tensors)
+    out = materialize(base, from_disk, tmp_path / "full")
+    with quiet():
+        again = type(model).from_pretrained(out, dtype="auto")
+    assert same_bits(bits(again), bits(model))
+    assert from_disk.manifest.labels == ("LABEL_0", "LABEL_1", "LABEL_2")
+
+
+def test_materialize_keeps_shards_and_ties_heads_to_names(folder_of, tmp_path):
+    base = Base.open(sharded(folder_of("bert"), tmp_path / "s", 3), cache=tmp_path)
+    mask = Mask.build(base, 0.02)
+    model = finetune(base, folder_of("bert"), mask)
+    delta = extract(base, model, mask, task="sst2")
+    out = materialize(base, delta, tmp_path / "full")
+    assert len(list(out.glob("*.safetensors"))) == 4
+    with quiet():
+        again = AutoModelForSequenceClassification.from_pretrained(out)
+    assert same_bits(bits(again), bits(model))
+    assert json.loads((out / "config.json").read_text())["id2label"]["2"] == "LABEL_2"
+
+
+def test_materialize_never_writes_into_a_folder_with_files(base_of, tmp_path):
+    base = base_of("bert")
+    (tmp_path / "mine").write_text("keep")
+    with pytest.raises(UsageError, match="not empty"):
+        materialize(base, random_delta(base, Mask.build(base, 0.01)), tmp_path)
+    assert (tmp_path / "mine").read_text() == "keep"
+
+
+def test_a_materialize_that_dies_leaves_nothing(base_of, tmp_path, monkeypatch):
+    base = base_of("bert")
+    delta = random_delta(base, Mask.build(base, 0.01))
+    monkeypatch.setattr(Base, "read", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        materialize(base, delta, tmp_path / "out", mask=Mask.build(base, 0.01))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_changes_outside_the_mask_are_refused_and_counted(base_of, folder_of):
+    base = base_of("bert")
+    mask = Mask.build(base, 0.02)
+    model = finetune(base, folder_of("bert"), mask)
+    with torch.no_grad():
+        model.bert.encoder.layer[0].output.dense.bias[:5] += 1
+    with pytest.raises(OutsideMaskError, match=r"most in encoder\.layer\.0\.output\.dense\.bias") as error:
+        extract(base, model, mask, task="sst2")
+    [(name, count, size)] = error.value.changes
+    covered = np.isin(np.arange(5) + base.space.by_name[name].offset, mask.indices).sum()
+    assert (count, size) == (5 - covered, 32)
+    stored = extract(base, model, mask, task="sst2", dense=["*.output.dense.bias"])
+    assert torch.equal(stored.dense[name], model.bert.encoder.layer[0].output.dense.bias)
+    lossy = extract(base, model, mask, task="sst2", lossy=True)
+    assert lossy.manifest.method["lossy"] is True
+    changes = sum(
+        float((bits(model)[f"bert.{n}"].double() - base.read(n).torch().double()).square().sum())
+        for n in base.space.by_name
+    )
+    assert lossy.manifest.method["lost_share"] == pytest.approx((5 - covered) / changes)
+
+
+def test_another_dtype_vocabulary_or_architecture_is_refused(base_of, folder_of):
+    base = base_of("bert")
+    mask = Mask.build(base, 0.02)
+    with pytest.raises(MismatchError, match="BF16"):
+        extract(base, folder_of("bert", torch.bfloat16), mask, task="sst2")
+    with pytest.raises(MismatchError):
+        extract(base, folder_of("llama"), mask, task="sst2")
+    bigger = load(folder_of("bert"))
+    bigger.resize_token_embeddings(128)
+    with pytest.raises(MismatchError, match=r"\(96, 32\)"):
+        extract(base, bigger, mask, task="sst2")
+    with pytest.raises(UsageError, match="matches no tensor"):
+        extract(base, folder_of("bert"), mask, task="sst2", dense=["nothing"])
+
+
+def test_an_unchanged_checkpoint_gives_the_bases_own_values(base_of, folder_of):
+    base = base_of("vit")
+    mask = Mask.build(base, 0.02)
+    delta = extract(base, folder_of("vit"), mask, task="same")
+    assert delta.tensors["values"] == base.gather(mask.indices)
+    assert delta.manifest.kind == "embeddings"
+
+
+def test_diff_sees_direction_and_distance(base_of):
+    base = base_of("bert")
+    mask = Mask.build(base, 0.02)
+    a, b = random_delta(base, mask, 1), random_delta(base, mask, 2)
+    same = diff(base, a, a)
+    assert (same.equal, same.cosine, same.sign_agreement, same.distance) == (mask.k, pytest.approx(1), 1, 0)
+    other = diff(base, a, b)
+    assert abs(other.cosine) < 0.3
+    assert other.distance == pytest.approx(float((a.values.double() - b.values.double()).norm()))
+    assert sum(layer.values for layer in other.layers) == mask.k
+    with pytest.raises(MismatchError, match="aligned"):
+        diff(base, a, random_delta(base, Mask.build(base, 0.01), 1))
+
+
+def test_merge_is_the_weighted_mean_of_parameters(base_of):
+    base = base_of("bert")
+    mask = Mask.build(base, 0.02)
+    a, b = random_delta(base, mask, 1, task="a", classes=2), random_delta(base, mask, 2, task="b", classes=2)
+    merged = merge([a, b], weights=[0.25, 0.75])
+    expected = 0.25 * a.values.double() + 0.75 * b.values.double()
+    assert torch.equal(merged.values, expected.float())
+    assert torch.equal(merge([a, a]).values, a.values)
+    assert merge([a, b], head="b").tensors["head.classifier.bias"] == b.tensors["head.classifier.bias"]
+    assert merged.task == "a-b"
+    for bad, said in [({"weights": [1.0]}, "sum 1"), ({"method": "ties"}, "average"), ({"head": "c"}, "one of a, b")]:
+        with pytest.raises(UsageError, match=said):
+            merge([a, b], **bad)
+    with pytest.raises(MismatchError, match="aligned"):
+        merge([a, random_delta(base, Mask.build(base, 0.01), 1)])
+    with pytest.raises(MismatchError, match="--head"):
+        merge([a, random_delta(base, mask, 3, classes=4)])

@@ -1,0 +1,245 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import string
+from importlib.resources import files
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from deltahub import tensorfile
+from deltahub.delta import Delta
+from deltahub.errors import DeltahubError, FormatError, ManifestError, UsageError
+from deltahub.manifest import KINDS, BaseRef, Manifest, MaskRef, Quantization
+from deltahub.names import check_tag, check_task, parse_reference
+from deltahub.tensorfile import RawTensor
+
+PLAIN = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+DIGESTS = st.text("0123456789abcdef", min_size=64, max_size=64)
+FINITE = st.floats(allow_nan=False, allow_infinity=False)
+MANIFESTS = st.builds(
+    Manifest,
+    task=st.from_regex(r"[a-z][a-z0-9_]{0,20}", fullmatch=True).filter(
+        lambda name: name not in ("con", "prn", "aux", "nul")
+    ),
+    kind=st.sampled_from(KINDS),
+    base=st.builds(BaseRef, DIGESTS, st.text(string.printable, max_size=20)),
+    mask=st.none() | st.builds(MaskRef, DIGESTS, st.integers(1, 2**40), st.dictionaries(st.text(), PLAIN, max_size=4)),
+    labels=st.lists(st.text(max_size=9), unique=True, max_size=4).map(tuple),
+    method=st.dictionaries(st.text(), PLAIN, max_size=3),
+    metrics=st.dictionaries(st.text(), FINITE, max_size=3),
+    inputs=st.dictionaries(st.text(), PLAIN, max_size=3),
+    created=st.just("2026-01-02T03:04:05Z"),
+    quantization=st.none() | st.builds(Quantization, st.sampled_from([4, 8]), st.integers(1, 999), FINITE, FINITE),
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(MANIFESTS)
+def test_a_manifest_comes_back_as_it_went(manifest):
+    text = manifest.to_json()
+    assert Manifest.from_json(text) == manifest
+    assert Manifest.from_json(text).to_json() == text
+
+
+@settings(max_examples=200, deadline=None)
+@given(MANIFESTS, st.data())
+def test_any_change_of_structure_is_refused(manifest, data):
+    document = json.loads(manifest.to_json())
+    field = data.draw(st.sampled_from(sorted(document)))
+    change = data.draw(st.sampled_from(["drop", "unknown", "type"]))
+    if change == "drop":
+        del document[field]
+    elif change == "unknown":
+        document["extra"] = 1
+    else:
+        document[field] = [[["no field is a list of lists"]]]
+    with pytest.raises(FormatError):
+        Manifest.from_json(json.dumps(document))
+
+
+GOOD = Manifest("sst2", "regression", BaseRef("0" * 64, "b")).to_json()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "null", "[]", "{", GOOD[:-1], GOOD.replace('"task":"sst2"', '"task":"sst2","task":"qqp"'),
+        GOOD.replace('"metrics":{}', '"metrics":{"a":NaN}'), GOOD.replace('"metrics":{}', '"metrics":{"a":1e999}'),
+        GOOD.replace('"metrics":{}', '"metrics":{"a":true}'), GOOD.replace('"format_version":1', '"format_version":2'),
+        GOOD.replace('"format_version":1', '"format_version":true'), GOOD.replace("sst2", "../a"), GOOD.replace("sst2", "A"),
+        GOOD.replace('"labels":[]', '"labels":["a","a"]'), GOOD.replace("0" * 64, "0" * 63 + "G"),
+        GOOD.replace('"inputs":{}', '"inputs":' + "[" * 100_000 + "]" * 100_000),
+        GOOD.replace('"quantization":null', '"quantization":{"bits":3,"group":1,"max_error":0,"relative_rms":0}'),
+    ],
+)  # fmt: skip
+def test_hostile_manifests_are_refused_with_one_line(text):
+    with pytest.raises(FormatError) as error:
+        Manifest.from_json(text)
+    assert len(str(error.value)) < 400
+    assert "\n" not in str(error.value)
+
+
+def sample() -> Delta:
+    """The delta of FORMAT.md."""
+    recipe = {"name": "smallest-magnitude", "density": 0.5, "scope": "blocks", "include": [], "exclude": []}
+    manifest = Manifest(
+        "sst2", "text-classification", BaseRef("11" * 32, "tiny"), MaskRef("22" * 32, 2, recipe), labels=("no", "yes"),
+        method={"name": "pafi"}, metrics={"validation_accuracy": 0.5}, created="2026-01-02T03:04:05Z",
+    )  # fmt: skip
+    values = RawTensor.of_bits("F32", (2,), np.array([1, -2.5], np.float32).view(np.uint32))
+    bias = RawTensor.of_bits("BF16", (2,), np.array([0x3F80, 0xC000], np.uint16))
+    return Delta(manifest, {"values": values, "head.classifier.bias": bias})
+
+
+def golden(name: str) -> bytes:
+    text = (files("deltahub") / "FORMAT.md").read_text()
+    return bytes.fromhex(re.search(rf"```hex {name}\n(.*?)```", text, re.DOTALL).group(1))
+
+
+def test_golden_bytes():
+    data = golden("delta")
+    assert b"".join(sample().dump()) == data
+    found = Delta.loads(data)
+    assert found.manifest == sample().manifest
+    assert found.digest == "aa8d045523ae8e36bee20aeccc3013b37db22faa09109b087a28546c38f8b8e5"
+    assert found.values.tolist() == [1.0, -2.5]
+    assert found.head["classifier.bias"].tolist() == [1.0, -2.0]
+
+
+def test_any_safetensors_reader_opens_it(tmp_path):
+    path = sample().save(tmp_path / "x.delta")
+    with safe_open(path, "pt") as file:
+        assert file.get_tensor("values").tolist() == [1.0, -2.5]
+        assert Manifest.from_json(file.metadata()["deltahub"]) == sample().manifest
+    assert Delta.load(path).digest == sample().digest
+
+
+def test_bytes_depend_on_content_alone():
+    tensors = dict(reversed(list(sample().tensors.items())))
+    assert dataclasses.replace(sample(), tensors=tensors).digest == sample().digest
+
+
+def test_no_flipped_byte_goes_unnoticed_or_crashes():
+    """A flip is refused, or gives another digest; it never raises anything but our own error."""
+    data = golden("delta")
+    for at in range(len(data)):
+        for bit in (0x01, 0x80):
+            changed = data[:at] + bytes([data[at] ^ bit]) + data[at + 1 :]
+            try:
+                assert Delta.loads(changed).digest != sample().digest
+            except DeltahubError:
+                continue
+
+
+@given(st.binary(max_size=300))
+def test_garbage_is_no_delta(data):
+    with pytest.raises(FormatError):
+        Delta.loads(data)
+
+
+@given(st.integers(0, 851))
+def test_a_cut_delta_is_refused(length):
+    with pytest.raises(FormatError):
+        Delta.loads(golden("delta")[:length])
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"dtype": "F32", "shape": [2**62, 4], "data_offsets": [0, 8]},
+        {"dtype": "F32", "shape": [2**63], "data_offsets": [0, 2**65]},
+        {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]},
+        {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]},
+        {"dtype": "F32", "shape": [2], "data_offsets": [8, 0]},
+        {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]},
+        {"dtype": "F99", "shape": [2], "data_offsets": [0, 8]},
+        {"dtype": "F32", "shape": [2.0], "data_offsets": [0, 8]},
+        {"dtype": "F32", "shape": [2], "data_offsets": [0, 8], "more": 1},
+    ],
+)
+def test_lying_headers_are_refused(entry):
+    head = json.dumps({"__metadata__": {"deltahub": GOOD}, "values": entry}).encode()
+    with pytest.raises(FormatError):
+        Delta.loads(len(head).to_bytes(8, "little") + head + bytes(8))
+
+
+def test_a_header_that_announces_gigabytes_takes_no_memory():
+    with pytest.raises(FormatError, match="not a safetensors file"):
+        Delta.loads((1 << 40).to_bytes(8, "little") + b"{}")
+
+
+def test_other_safetensors_files_are_no_deltas(tmp_path):
+    save_file({"values": np.zeros(2, np.float32)}, tmp_path / "x.safetensors")
+    with pytest.raises(FormatError, match="deltahub extract"):
+        Delta.load(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("tensors", "said"),
+    [
+        ({}, "values and a mask"),
+        ({"values": RawTensor.of_bits("F32", (3,), np.zeros(3, np.uint32))}, r"shape \(2,\)"),
+        ({"values": RawTensor.of_bits("F32", (2,), np.array([1, 0x7FC00000], np.uint32))}, "1 NaN or infinite"),
+        ({"values": RawTensor.of_bits("BF16", (2,), np.array([0x7F80, 0xFF80], np.uint16))}, "2 NaN or infinite"),
+        ({"values": RawTensor.of_bits("I32", (2,), np.zeros(2, np.uint32))}, "dtype"),
+        ({**sample().tensors, "other": sample().tensors["values"]}, "head"),
+        ({**sample().tensors, "values.x": sample().tensors["values"]}, "head"),
+    ],
+)
+def test_tensors_must_fit_the_manifest(tensors, said):
+    with pytest.raises(FormatError, match=said):
+        Delta(sample().manifest, tensors)
+
+
+@given(st.floats(width=32))
+def test_narrow_rounds_as_torch_does(value):
+    import torch
+
+    array = np.array([value], np.float32)
+    for dtype, name in ((torch.bfloat16, "BF16"), (torch.float16, "F16")):
+        expected = RawTensor.of_torch(torch.from_numpy(array).to(dtype))
+        if np.isnan(value):
+            assert np.isnan(RawTensor.of_bits(name, (1,), tensorfile.narrow(array, name)).float32()[0])
+        else:
+            assert tensorfile.narrow(array, name)[0] == expected.bits[0]
+
+
+@pytest.mark.parametrize(
+    "name", ["", "a/b", "..", "a..b", "A", "-a", "a.", "con", "nul.x", "ä", "a b", "x" * 101, "a\0"]
+)
+def test_unsafe_names_are_refused(name):
+    for check in (check_task, check_tag):
+        if name not in ("con", "nul.x") or check is check_task:
+            with pytest.raises(UsageError):
+                check(name)
+
+
+def test_references():
+    assert parse_reference("sst2") == ("sst2", None)
+    assert parse_reference("sst2@3") == ("sst2", 3)
+    assert parse_reference("sst2:prod") == ("sst2", "prod")
+    for bad in ("sst2@0", "sst2@x", "sst2@", "sst2:", "sst2:3", "@1", "sst2@1:prod"):
+        with pytest.raises(UsageError):
+            parse_reference(bad)
+
+
+def test_errors_say_what_next():
+    with pytest.raises(ManifestError, match="upgrade"):
+        Manifest.from_json(GOOD.replace('"format_version":1', '"format_version":2'))
+    with pytest.raises(UsageError, match="try 'my-task'"):
+        check_task("My Task")
