@@ -90,6 +90,10 @@ class RawTensor:
             return (self.bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
         raise FormatError(f"tensor of dtype {self.dtype}", expected=f"one of {', '.join(FLOATS)}")
 
+    def copy(self) -> RawTensor:
+        """The same in memory of its own."""
+        return RawTensor(self.dtype, self.shape, self.data.copy())
+
     def torch(self) -> Tensor:
         """A CPU tensor over the same memory where that is writable, else over a copy."""
         import torch
@@ -106,6 +110,7 @@ class RawTensor:
 
     @staticmethod
     def of_torch(tensor: Tensor) -> RawTensor:
+        """A view of the tensor's memory where it is contiguous and on the CPU, else of a copy."""
         import torch
 
         flat = tensor.detach().cpu().contiguous().reshape(-1)

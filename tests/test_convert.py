@@ -161,3 +161,15 @@ def test_merge_is_the_weighted_mean_of_parameters(base_of):
         merge([a, random_delta(base, Mask.build(base, 0.01), 1)])
     with pytest.raises(MismatchError, match="--head"):
         merge([a, random_delta(base, mask, 3, classes=4)])
+
+
+def test_an_extracted_delta_has_memory_of_its_own(base_of, folder_of):
+    base = base_of("bert")
+    mask = Mask.build(base, 0.02)
+    model = finetune(base, folder_of("bert"), mask)
+    delta = extract(base, model, mask, task="sst2", dense=["*.bias"], created=CREATED)
+    before = b"".join(delta.dump())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert b"".join(delta.dump()) == before

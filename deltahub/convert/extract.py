@@ -82,7 +82,7 @@ def extract(
             values[part] = after.bits[local] if after.dtype == dtype else narrow(after.float32()[local], dtype)
         if tensor.name in chosen:
             if before != after:
-                tensors[f"dense.{tensor.name}"] = after
+                tensors[f"dense.{tensor.name}"] = after.copy()
         else:
             tally.compare(tensor, before, after, local)
         done += tensor.size
@@ -92,7 +92,7 @@ def extract(
         raise tally.refusal()
     if mask is not None:
         tensors["values"] = RawTensor.of_bits(dtype, values.shape, values)
-    tensors |= {f"head.{name}": raw for name, raw in model.head.items()}
+    tensors |= {f"head.{name}": raw.copy() for name, raw in model.head.items()}
     guessed_kind, guessed_labels = _guess(model)
     how: dict[str, Plain] = dict(method or {"name": "extract"})
     if lossy:
