@@ -29,6 +29,7 @@ _PROBLEM = {
     "image-classification": "single_label_classification",
 }
 KINDS = (*_AUTO, "embeddings")
+_VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken", "tekken.json")
 
 
 def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
@@ -41,6 +42,9 @@ def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
 
     from deltahub.backbone import quiet
 
+    if not any(True for pattern in _VOCABULARIES for _ in base.path.glob(pattern)):
+        # transformers would make one up, to which every word is unknown
+        raise CheckpointError(f"{base.id} has no tokenizer", hint=f"put tokenizer.json into {base.path}")
     try:
         with quiet():
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
@@ -48,7 +52,8 @@ def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
             )
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(
-            f"{base.id} has no tokenizer ({_first_line(error)})", hint=f"put tokenizer.json into {base.path}"
+            f"the tokenizer of {base.id} cannot be loaded ({_first_line(error)})",
+            hint=f"see the tokenizer's files in {base.path}",
         ) from None
     if tokenizer.pad_token_id is None:
         raise CheckpointError(f"the tokenizer of {base.id} has no padding token", hint="set pad_token in its config")

@@ -88,7 +88,7 @@ def segments(binding: Binding, flats: Flats, base: Base, mask: Mask) -> list[Seg
     keys = list(flats)
     for placement in binding.placements:
         key = (placement.tensor.dtype, placement.tensor.device)
-        start = placement.tensor.storage_offset()
+        start = int(placement.tensor.storage_offset())
         for source in placement.sources:
             tensor = base.space.by_name[source]
             low, high = torch.searchsorted(

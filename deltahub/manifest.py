@@ -44,10 +44,11 @@ class BaseRef:
 
 @dataclass(frozen=True)
 class MaskRef:
-    """The mask that a delta's values are aligned to: digest, number of positions, and the recipe that rebuilds it."""
+    """The mask that a delta's values are aligned to: k positions of n, and the recipe that rebuilds it."""
 
     digest: str
     k: int
+    n: int
     recipe: Mapping[str, Plain]
 
 
@@ -181,10 +182,10 @@ def _base(found: object) -> BaseRef:
 
 def _mask(found: object) -> MaskRef:
     part = _part(found, MaskRef, "mask")
-    k = part["k"]
-    if type(k) is not int or not 0 < k < 1 << 48:
-        raise ManifestError("mask.k", expected="a whole number from 1 to 2^48", got=repr(k)[:40])
-    return MaskRef(_digest(part, "mask"), k, _object(part, "recipe"))
+    k, n = part["k"], part["n"]
+    if type(k) is not int or type(n) is not int or not 0 < k <= n < 1 << 48:
+        raise ManifestError("mask", expected="whole numbers 0 < k <= n < 2^48", got=f"k {k!r}, n {n!r}"[:60])
+    return MaskRef(_digest(part, "mask"), k, n, _object(part, "recipe"))
 
 
 def _quantization(found: object) -> Quantization:

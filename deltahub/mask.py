@@ -70,7 +70,7 @@ class Mask:
 
     @property
     def ref(self) -> MaskRef:
-        return MaskRef(self.digest, self.k, self.recipe)
+        return MaskRef(self.digest, self.k, self.n, self.recipe)
 
     @staticmethod
     def build(

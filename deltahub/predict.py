@@ -69,6 +69,11 @@ class Predictor:
         self._tasks: dict[str, _Task] = {}
 
     @property
+    def resident(self) -> Resident:
+        """The backbone in memory; a task with the first mask after tasks without one binds it anew."""
+        return self._resident
+
+    @property
     def tasks(self) -> list[str]:
         """Names of the tasks that are loaded, the last one last."""
         return list(self._tasks)
@@ -159,7 +164,8 @@ class Predictor:
             rows = order[start : start + batch_size]
             inputs = self._encode([texts[row] for row in rows], task).to(device)
             with torch.inference_mode():
-                yield rows, task.model(**inputs), inputs
+                output = task.model(**inputs)
+            yield rows, output, inputs
 
     def _encode(self, texts: list[str], task: _Task) -> Any:
         from deltahub.heads import longest_input

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
@@ -105,13 +106,17 @@ def report(hub: Hub, base: Base | None = None) -> Report:
     shared = sum(mask.stored for mask in masks)
     own = sum(blobs.values()) + sum(row.record for row in tasks)
     mean = own / len(tasks) if tasks else 0.0
-    columns = {
+    columns: dict[str, list[int | None]] = {
         "full checkpoint each": [row.full_checkpoint for row in tasks],
         "fp16 values + int32 index": [row.plain_sparse for row in tasks],
         "PEFT LoRA r=8, all linear": [row.lora for row in tasks],
     }
-    totals = {name: sum(column) for name, column in columns.items() if column and None not in column}  # type: ignore[arg-type]
-    peers = tuple(Peer(name, total, total / len(tasks)) for name, total in totals.items())
+    known = {name: [count for count in column if count is not None] for name, column in columns.items()}
+    peers = tuple(
+        Peer(name, sum(column), sum(column) / len(tasks))
+        for name, column in known.items()
+        if column and len(column) == len(tasks)
+    )
     projections = tuple(
         Projection(count, shared + mean * count, {peer.name: peer.mean_task * count for peer in peers})
         for count in PROJECTIONS
@@ -183,7 +188,7 @@ def html(found: Report) -> str:
     )
 
 
-def _table(head: list[str], rows: list[list[object]] | list[list[str | int | None]]) -> str:
+def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     top = "".join(f"<th>{escape(cell)}" for cell in head)
     body = "".join("<tr>" + "".join(f"<td>{_html_cell(cell)}" for cell in row) for row in rows)
     return f"<table><tr>{top}{body}</table>"

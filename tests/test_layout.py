@@ -15,11 +15,11 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"errors", "names"},
     {"digest"},
-    {"files", "tensorfile"},
+    {"files", "tensorfile", "keys"},
     {"codecs", "stores", "manifest", "space"},
     {"checkpoint_files", "checkpoint", "selection", "mask", "delta", "records"},
-    {"backbone", "binding", "layout", "dense", "resident", "hub", "heads"},
-    {"transfer", "tuning", "convert", "merge", "report", "compare", "predict"},
+    {"backbone", "binding", "layout", "dense", "resident", "hub", "heads", "versions", "garbage", "report"},
+    {"transfer", "tuning", "convert", "merge", "compare", "predict"},
     {"cli"},
 ]
 """From the bottom up: a module imports from its own layer or from one below."""

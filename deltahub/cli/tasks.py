@@ -134,7 +134,7 @@ def _inspect(options: argparse.Namespace) -> None:
     print()
     common.print_table(
         ["tensor", "dtype", "shape", "bytes"],
-        ([t["name"], t["dtype"], "x".join(map(str, t["shape"])), t["bytes"]] for t in tensors),
+        ([t["name"], t["dtype"], t["shape"], t["bytes"]] for t in tensors),
     )
 
 

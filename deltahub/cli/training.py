@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from deltahub.cli import common
+from deltahub.tuning.settings import Settings
 
 
 def add(commands: common.Commands) -> None:
@@ -26,16 +27,17 @@ def add(commands: common.Commands) -> None:
         "--method", default="pafi", help="pafi (default), random (a random mask), bitfit (biases), head (nothing else)"
     )
     train.add_argument("--mask", metavar="FILE", type=Path, help="mask file (default: the method's own at 0.5 %%)")
-    defaults = {"epochs": 3, "lr": 5e-3, "head_lr": 1e-3, "batch_size": 32, "max_length": 128, "seed": 0}
+    defaults = Settings()
     meanings = {
         "epochs": "passes over the data", "lr": "peak learning rate of the masked values or biases",
         "head_lr": "peak learning rate of the head", "batch_size": "rows per step",
         "max_length": "tokens per text, longer ones are cut", "seed": "of the head, the row order and dropout",
     }  # fmt: skip
-    for name, default in defaults.items():
+    for name, meaning in meanings.items():
+        default = getattr(defaults, name)
         train.add_argument(
             f"--{name.replace('_', '-')}", type=type(default), default=default, metavar="N",
-            help=f"{meanings[name]} (default: {default})",
+            help=f"{meaning} (default: {default})",
         )  # fmt: skip
     train.add_argument("--state", metavar="DIR", type=Path, help="folder for a state to resume from, kept per epoch")
     train.add_argument("--resume", action="store_true", help="go on from --state; gives what an unbroken run gives")
@@ -61,7 +63,7 @@ def _train(options: argparse.Namespace) -> None:
     from deltahub.errors import UsageError
     from deltahub.names import check_task
     from deltahub.tuning import data
-    from deltahub.tuning.train import Settings, train
+    from deltahub.tuning.train import train
 
     task = check_task(options.task or options.data.stem.lower())
     if options.resume and options.state is None:

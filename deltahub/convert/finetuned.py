@@ -81,7 +81,8 @@ def _load(checkpoint: Base) -> torch.nn.Module:
     wanted = (checkpoint.config.get("architectures") or [""])[0]
     kind: Any = getattr(transformers, wanted, None) if isinstance(wanted, str) and wanted.isidentifier() else None
     if kind is None or not issubclass(kind, transformers.PreTrainedModel):
-        return load_backbone(checkpoint)
+        backbone: torch.nn.Module = load_backbone(checkpoint)
+        return backbone
     with quiet():
         loaded: torch.nn.Module = kind.from_pretrained(checkpoint.path, dtype="auto", local_files_only=True)
     return loaded

@@ -1,0 +1,359 @@
+"""A hub: versions, tags and masks of tasks over one store. FORMAT.md says what lies where and why."""
+
+from __future__ import annotations
+
+import difflib
+import secrets
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deltahub import garbage, keys, records, versions
+from deltahub.delta import Delta
+from deltahub.errors import FormatError, HubError, MismatchError, NotFoundError, UsageError
+from deltahub.garbage import GcReport, VerifyReport
+from deltahub.manifest import MaskRef
+from deltahub.names import check_tag, check_task, parse_reference
+from deltahub.records import MaskRecord, VersionRecord
+from deltahub.stores import Store, open_store
+from deltahub.versions import Progress
+
+if TYPE_CHECKING:
+    from deltahub.checkpoint import Base
+    from deltahub.mask import Mask
+    from deltahub.report import Report
+
+
+@dataclass(frozen=True)
+class TaskVersion:
+    """What a push made or found: ``task@number``, and the digest of its delta."""
+
+    task: str
+    number: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class TaskInfo:
+    """A line of `Hub.tasks`: newest version, how many there are, names of the tags."""
+
+    task: str
+    newest: int
+    versions: int
+    tags: tuple[str, ...]
+
+
+class Hub:
+    """Opened by `Hub.open`. Reading verifies every byte; writing is safe against other writers and against dying."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    @staticmethod
+    def open(url: str | Path, *, create: bool = True) -> Hub:
+        """Opens the hub at ``url``: a folder, ``file:///...`` or ``memory://name``.
+
+        Args:
+            create: start one where there is nothing yet.
+
+        Raises:
+            UsageError: a URL of another kind.
+            NotFoundError: no hub there, and ``create`` is false.
+            FormatError: other files are there, or a hub of a newer format.
+        """
+        store = open_store(url)
+        if store.stat("hub.json") is None:
+            if not create:
+                raise NotFoundError(
+                    f"no hub at {url}", hint="`deltahub push` makes one; --hub or $DELTAHUB_HUB name it"
+                )
+            if (found := next(store.list(), None)) is not None:
+                raise FormatError(f"{url} has files but is no hub", got=found.key, hint="choose an empty folder")
+            store.put_new("hub.json", records.HUB)
+        if (head := store.get("hub.json", 0, 4096)) != records.HUB:
+            raise FormatError(
+                f"hub.json at {url}", expected=records.HUB.decode(), got=ascii(head[:80]),
+                hint="a newer deltahub made this hub: upgrade; or it is damaged",
+            )  # fmt: skip
+        return Hub(store)
+
+    def push(
+        self,
+        delta: Delta,
+        tags: Sequence[str] = (),
+        *,
+        mask: Mask | None = None,
+        quantize: int | None = None,
+        progress: Progress | None = None,
+    ) -> TaskVersion:
+        """Stores ``delta`` as the next version of its task; a delta equal to the newest version is that version.
+
+        Args:
+            tags: names to move to it.
+            mask: must be given once where no recipe can rebuild it.
+            quantize: 8 or 4 rounds the values in groups of 256; what they become is then the task.
+
+        Raises:
+            StoreError: the place failed; no version was made, what was there before is whole.
+            NotFoundError: the mask is needed and not in the hub.
+        """
+        for tag in tags:
+            check_tag(tag)
+        check_task(delta.task)
+        if quantize is not None:
+            if quantize not in (8, 4):
+                raise UsageError("quantize", expected="8 or 4", got=quantize)
+            delta = versions.quantise(delta, quantize)
+        found = self._equal_to_newest(delta) or self._add(delta, mask, progress)
+        for tag in tags:
+            self.tag(found.task, found.number, tag)
+        return found
+
+    def pull(self, reference: str, progress: Progress | None = None) -> Delta:
+        """The delta of ``"task"`` (newest), ``"task@3"`` or ``"task:tag"``, every digest checked.
+
+        Raises:
+            NotFoundError: no such task, version or tag; the message names what there is.
+            FormatError, IntegrityError: something is damaged; the message names it.
+        """
+        return versions.read(self.store, self.version(reference), progress)
+
+    def version(self, reference: str) -> VersionRecord:
+        """The record that ``reference`` means, without its values."""
+        task, which = parse_reference(reference)
+        numbers, _, tags = self._listing(task)
+        if not numbers:
+            raise self._unknown_task(task)
+        if isinstance(which, str):
+            if which not in tags:
+                raise NotFoundError(f"{task} has no tag {which}", got=", ".join(sorted(tags)) or "no tags at all")
+            which = self._read_tag(task, which)
+        number = numbers[-1] if which is None else which
+        if number not in numbers:
+            raise NotFoundError(
+                f"{task} has no version {number}", got=_shown(numbers), hint="it was never pushed, or removed"
+            )
+        return self._record(task, number)
+
+    def tasks(self) -> list[TaskInfo]:
+        """Every task that has a version, by name; reads no records, so that thousands list at once."""
+        found: dict[str, tuple[list[int], list[str]]] = {}
+        for entry in self.store.list("tasks"):
+            task = entry.key.split("/", 2)[1]
+            numbers, tags = found.setdefault(task, ([], []))
+            kind, what = keys.parse(entry.key)
+            if kind == "version":
+                numbers.append(int(what))
+            elif kind == "tag":
+                tags.append(what)
+        return [
+            TaskInfo(task, max(numbers), len(numbers), tuple(sorted(tags)))
+            for task, (numbers, tags) in sorted(found.items())
+            if numbers
+        ]
+
+    def versions(self, task: str) -> list[VersionRecord]:
+        """Records of a task's live versions, oldest first."""
+        numbers, _, _ = self._listing(check_task(task))
+        if not numbers:
+            raise self._unknown_task(task)
+        return [self._record(task, number) for number in numbers]
+
+    def tags(self, task: str) -> dict[str, int]:
+        """Tags of a task and the versions that they name."""
+        return {tag: self._read_tag(task, tag) for tag in sorted(self._listing(check_task(task))[2])}
+
+    def tag(self, task: str, number: int, tag: str) -> None:
+        """Makes ``tag`` name version ``number``; moves it if it named another."""
+        check_tag(tag)
+        self.version(f"{task}@{number}")
+        self.store.put(keys.tag(task, tag), records.tag_bytes(number))
+
+    def untag(self, task: str, tag: str) -> None:
+        """Raises NotFoundError where there is no such tag."""
+        if check_tag(tag) not in self._listing(check_task(task))[2]:
+            raise NotFoundError(f"{task} has no tag {tag}")
+        self.store.delete(keys.tag(task, tag))
+
+    def remove(self, reference: str, *, force: bool = False) -> list[str]:
+        """Removes ``task@3``, or with ``task`` all its versions and tags. Numbers are never used again.
+
+        Returns:
+            The versions removed, ``["task@1", ...]``; `gc` gives their space back.
+
+        Raises:
+            HubError: a tag names a version, and ``force`` is false; nothing was removed.
+        """
+        task, which = parse_reference(reference)
+        if isinstance(which, str):
+            raise UsageError(
+                f"remove {reference}", expected="TASK or TASK@N", hint="`deltahub tag --delete` drops a tag"
+            )
+        numbers, _, _ = self._listing(task)
+        if not numbers:
+            raise self._unknown_task(task)
+        chosen = numbers if which is None else [self.version(reference).number]
+        named = [tag for tag, number in self.tags(task).items() if number in chosen]
+        if named and not force:
+            raise HubError(f"{reference} is named by {', '.join(named)}", hint="move the tags, or use --force")
+        for tag in named:
+            self.store.delete(keys.tag(task, tag))
+        for number in chosen:
+            self.store.put_new(keys.tombstone(task, number), b"")
+            self.store.delete(keys.version(task, number))
+        return [f"{task}@{number}" for number in chosen]
+
+    def push_mask(self, mask: Mask) -> None:
+        """Keeps a mask; its positions only where no recipe can rebuild them."""
+        if self.store.stat(keys.mask(mask.digest)) is not None:
+            return
+        blob, stored = (None, b"") if mask.rebuildable else versions.encode_mask(mask)
+        with self._lease({blob.blob} if blob else set()):
+            if blob is not None and self.store.stat(keys.blob(blob.blob)) is None:
+                self.store.put(keys.blob(blob.blob), stored)
+            record = MaskRecord(mask.digest, mask.base, mask.n, mask.k, dict(mask.recipe), blob)
+            self.store.put_new(keys.mask(mask.digest), record.to_bytes())
+
+    def masks(self) -> list[MaskRecord]:
+        """Records of all masks, by digest."""
+        return sorted((self._mask(entry.key) for entry in self.store.list("masks")), key=lambda mask: mask.digest)
+
+    def mask(self, digest: str) -> Mask | MaskRef:
+        """The mask of that digest, verified; where only its recipe is kept, what `Mask.rebuild` needs."""
+        record = self._mask(keys.mask(digest))
+        return versions.read_mask(self.store, record) or MaskRef(record.digest, record.k, record.n, record.recipe)
+
+    def gc(self, *, dry_run: bool = False, grace_seconds: float = 3600.0) -> GcReport:
+        """Deletes blobs that no version or mask reaches, and what writers that died left; see `garbage.collect`."""
+        return garbage.collect(self, dry_run=dry_run, grace_seconds=grace_seconds)
+
+    def verify(self, progress: Progress | None = None) -> VerifyReport:
+        """Reads, re-hashes and decodes everything; see `garbage.verify`."""
+        return garbage.verify(self, progress)
+
+    def report(self, base: Base | None = None) -> Report:
+        """What the hub takes and saves; see `report.report`."""
+        from deltahub.report import report
+
+        return report(self, base)
+
+    def _add(self, delta: Delta, mask: Mask | None, progress: Progress | None) -> TaskVersion:
+        self._keep_mask(delta, mask)
+        self.store.put_new(keys.base(delta.manifest.base.digest), records.base_bytes(delta.manifest.base))
+        sections = versions.encode(delta)
+        blobs = {section.data.blob: stored for section, stored in sections}
+        total = sum(map(len, blobs.values()))
+        with self._lease(set(blobs)):
+            for done, name in enumerate(blobs):
+                self._put_blob(name, blobs[name])
+                if progress:
+                    progress(sum(map(len, list(blobs.values())[: done + 1])), total)
+            number = self._create_record(delta, [section for section, _ in sections])
+            for name, stored in blobs.items():  # a collector that had looked before the lease may have taken one
+                if self.store.stat(keys.blob(name)) is None:
+                    self.store.put(keys.blob(name), stored)
+        return TaskVersion(delta.task, number, delta.digest)
+
+    def _put_blob(self, name: str, stored: bytes) -> None:
+        """Writes a blob unless it is there whole; one that is damaged is healed by the same stroke."""
+        found = self.store.stat(keys.blob(name))
+        if found is None or found.size != len(stored) or self.store.get(keys.blob(name)) != stored:
+            self.store.put(keys.blob(name), stored)
+
+    def _create_record(self, delta: Delta, sections: list[records.Section]) -> int:
+        numbers, gone, _ = self._listing(delta.task)
+        number = max([*numbers, *gone], default=0) + 1
+        size = sum(len(part) for part in delta.dump())
+        while True:
+            record = VersionRecord(
+                delta.task, number, delta.digest, size, datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+                delta.manifest.to_json(), tuple(sections),
+            )  # fmt: skip
+            if self.store.put_new(keys.version(delta.task, number), record.to_bytes()):
+                return number
+            number += 1
+
+    def _equal_to_newest(self, delta: Delta) -> TaskVersion | None:
+        numbers, _, _ = self._listing(delta.task)
+        if numbers and self._record(delta.task, numbers[-1]).digest == delta.digest:
+            return TaskVersion(delta.task, numbers[-1], delta.digest)
+        return None
+
+    def _keep_mask(self, delta: Delta, mask: Mask | None) -> None:
+        ref = delta.manifest.mask
+        if mask is not None and (ref is None or mask.digest != ref.digest):
+            raise MismatchError(
+                f"{delta.task} is not aligned to the given mask", expected=ref and ref.digest[:16], got=mask.digest[:16]
+            )
+        if mask is not None:
+            self.push_mask(mask)
+        elif ref is not None and self.store.stat(keys.mask(ref.digest)) is None:
+            if ref.recipe.get("name") not in ("smallest-magnitude", "random"):
+                raise NotFoundError(
+                    f"mask {ref.digest[:16]} of {delta.task} is not in the hub, and no recipe can rebuild it",
+                    hint="give its file once with --mask",
+                )
+            record = MaskRecord(ref.digest, delta.manifest.base, ref.n, ref.k, dict(ref.recipe), None)
+            self.store.put_new(keys.mask(ref.digest), record.to_bytes())
+
+    def _lease(self, blobs: set[str]) -> _Lease:
+        return _Lease(self.store, blobs)
+
+    def _listing(self, task: str) -> tuple[list[int], list[int], list[str]]:
+        """Numbers of live and of removed versions, ascending, and tags."""
+        numbers: set[int] = set()
+        gone: set[int] = set()
+        tags = []
+        for entry in self.store.list(f"tasks/{task}"):
+            kind, what = keys.parse(entry.key)
+            if kind == "tag":
+                tags.append(what)
+            elif kind:
+                (numbers if kind == "version" else gone).add(int(what))
+        return sorted(numbers - gone), sorted(gone), tags
+
+    def _record(self, task: str, number: int) -> VersionRecord:
+        key = keys.version(task, number)
+        record = VersionRecord.from_bytes(self.store.get(key, 0, records.MOST_BYTES + 1), key)
+        if (record.task, record.number) != (task, number):
+            raise FormatError(key, expected=f"the record of {task}@{number}", got=record.reference)
+        return record
+
+    def _read_tag(self, task: str, tag: str) -> int:
+        return records.read_tag(self.store.get(keys.tag(task, tag), 0, 4096), keys.tag(task, tag))
+
+    def _mask(self, key: str) -> MaskRecord:
+        try:
+            return MaskRecord.from_bytes(self.store.get(key, 0, records.MOST_BYTES + 1), key)
+        except NotFoundError:
+            raise NotFoundError(
+                f"no mask {key[6:22]} in the hub", got=_shown(m.digest[:16] for m in self.masks())
+            ) from None
+
+    def _unknown_task(self, task: str) -> NotFoundError:
+        near = difflib.get_close_matches(task, [info.task for info in self.tasks()], 3, 0.5)
+        return NotFoundError(
+            f"no task {task} in {self.store.url}",
+            hint=f"did you mean {', '.join(near)}?" if near else "`deltahub list` shows what there is",
+        )
+
+
+class _Lease:
+    """Tells collectors which blobs a push under way writes or relies upon; dropped when it ends, stale if it dies."""
+
+    def __init__(self, store: Store, blobs: set[str]) -> None:
+        self._store, self._blobs = store, blobs
+        self._key = keys.lease(secrets.token_hex(8))
+
+    def __enter__(self) -> None:
+        self._store.put(self._key, records.lease_bytes(self._blobs), durable=False)
+
+    def __exit__(self, *_: object) -> None:
+        self._store.delete(self._key)
+
+
+def _shown(items: Iterable[object]) -> str:
+    found = [str(item) for item in items]
+    return (", ".join(found[:12]) + (f", ... {len(found)} in all" if len(found) > 12 else "")) or "none"

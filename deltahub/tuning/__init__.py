@@ -1,0 +1,1 @@
+"""Training tasks on a base: data, methods, and the loop."""

@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from deltahub.checkpoint import Base
+from deltahub.delta import Delta
+from deltahub.errors import DataError, MismatchError, UsageError
+from deltahub.heads import task_model
+from deltahub.mask import Mask
+from deltahub.resident import Resident
+from deltahub.tuning.data import Dataset, majority_share
+from deltahub.tuning.loop import last_checkpoint
+from deltahub.tuning.methods import METHODS
+from deltahub.tuning.settings import Settings
+from deltahub.tuning.train import Trained, train
+from tests.models import bits
+from tests.tuning.conftest import write_text_base
+
+FAST = Settings(epochs=3, head_lr=3e-2, batch_size=8, max_length=16, seed=1)
+CREATED = "2026-01-02T03:04:05Z"
+
+
+class Interrupted:
+    """Listens to a run and presses Ctrl-C when a line starts with ``at``."""
+
+    def __init__(self, at: str = "never") -> None:
+        self.at = at
+        self.lines: list[str] = []
+
+    def __call__(self, line: str) -> None:
+        self.lines.append(line)
+        if line.startswith(self.at):
+            raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module")
+def mask(text_base: Base) -> Mask:
+    return Mask.build(text_base, density=0.1)
+
+
+@pytest.fixture(scope="module")
+def trained(text_base: Base, rows: Dataset, validation: Dataset, mask: Mask) -> Trained:
+    return train(text_base, rows, validation, task="words", mask=mask, settings=FAST, created=CREATED)
+
+
+def test_a_task_is_learned(trained: Trained, validation: Dataset) -> None:
+    assert trained.metrics["validation_accuracy"] > majority_share(validation) + 0.2
+
+
+def test_the_manifest_says_all(trained: Trained, text_base: Base, mask: Mask) -> None:
+    manifest = trained.delta.manifest
+    assert (manifest.task, manifest.kind, manifest.labels) == ("words", "text-classification", ("high", "low"))
+    assert (manifest.base, manifest.mask) == (text_base.ref, mask.ref)
+    assert (manifest.architecture, manifest.backbone_prefix) == ("BertForSequenceClassification", "bert.")
+    assert manifest.method["name"] == "pafi"
+    assert manifest.method["lr"] == FAST.lr
+    assert manifest.inputs == {"max_length": 16}
+    assert (manifest.created, manifest.licence) == (CREATED, None)
+    assert manifest.metrics == trained.metrics
+    assert manifest.metrics["train_rows"] == 160
+    assert manifest.metrics["validation_rows"] == 40
+    assert set(trained.delta.head) == {"classifier.weight", "classifier.bias"}
+
+
+def test_the_delta_survives_its_file(trained: Trained, tmp_path: Path) -> None:
+    assert Delta.load(trained.delta.save(tmp_path / "words.delta")).digest == trained.delta.digest
+
+
+def test_the_best_epoch_is_kept_and_of_equals_the_first(trained: Trained) -> None:
+    scores = [entry["accuracy"] for entry in trained.history]
+    assert len(scores) == FAST.epochs
+    assert trained.metrics["validation_accuracy"] == max(scores)
+    assert trained.metrics["best_epoch"] == 1 + scores.index(max(scores))
+
+
+def test_a_seed_gives_the_same_bits(
+    trained: Trained, text_base: Base, rows: Dataset, validation: Dataset, mask: Mask
+) -> None:
+    again = train(text_base, rows, validation, task="words", mask=mask, settings=FAST, created=CREATED)
+    assert again.delta.digest == trained.delta.digest
+    other = replace(FAST, seed=2)
+    third = train(text_base, rows, validation, task="words", mask=mask, settings=other, created=CREATED)
+    assert third.delta.tensors != trained.delta.tensors
+
+
+def test_a_resumed_run_ends_as_one_without_a_break(
+    trained: Trained, text_base: Base, rows: Dataset, validation: Dataset, mask: Mask, tmp_path: Path
+) -> None:
+    stop = Interrupted(at="epoch 2")
+    with pytest.raises(KeyboardInterrupt):
+        train(text_base, rows, validation, task="words", mask=mask, settings=FAST, state=tmp_path, say=stop)
+    assert stop.lines[-1].endswith(f"was interrupted; the epochs that ended are kept in {tmp_path}: resume from there")
+    with pytest.raises(UsageError, match="holds an earlier run; resume it"):
+        train(text_base, rows, validation, task="words", mask=mask, settings=FAST, state=tmp_path)
+    listen = Interrupted()
+    resumed = train(
+        text_base, rows, validation, task="words", mask=mask, settings=FAST, state=tmp_path, resume=True,
+        created=CREATED, say=listen,
+    )  # fmt: skip
+    assert [line[:9] for line in listen.lines if line.startswith("epoch")] == ["epoch 2/3", "epoch 3/3"]
+    assert resumed.delta.digest == trained.delta.digest
+    finished = train(
+        text_base, rows, validation, task="words", mask=mask, settings=FAST, state=tmp_path, resume=True,
+        created=CREATED,
+    )  # fmt: skip
+    assert finished.delta.digest == trained.delta.digest
+    assert finished.history == []
+
+
+def test_a_run_is_resumed_only_as_it_was_started(
+    text_base: Base, rows: Dataset, validation: Dataset, mask: Mask, tmp_path: Path
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(text_base, rows, validation, task="words", mask=mask, settings=FAST, state=tmp_path,
+              say=Interrupted(at="epoch 1"))  # fmt: skip
+    other = replace(FAST, epochs=4)
+    with pytest.raises(MismatchError, match="has another epochs: expected 3, found 4"):
+        train(text_base, rows, validation, task="words", mask=mask, settings=other, state=tmp_path, resume=True)
+    with pytest.raises(MismatchError, match="has another data"):
+        train(text_base, rows.take(range(150)), validation, task="words", mask=mask, settings=FAST, state=tmp_path,
+              resume=True)  # fmt: skip
+
+
+def test_a_checkpoint_cut_short_is_passed_over(tmp_path: Path) -> None:
+    for step, content in ((5, "{}"), (10, '{"epoch": '), (15, None)):
+        (folder := tmp_path / f"checkpoint-{step}").mkdir()
+        if content is not None:
+            (folder / "trainer_state.json").write_text(content)
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-5"
+
+
+def test_a_loss_that_is_no_number_stops_the_training(
+    text_base: Base, rows: Dataset, validation: Dataset, mask: Mask
+) -> None:
+    wild = Settings(epochs=1, lr=1e30, head_lr=1e30, warmup=0, max_length=16)
+    with pytest.raises(DataError, match=r"diverged in step \d+: expected a finite loss, found (nan|inf); lower"):
+        train(text_base, rows, validation, task="words", mask=mask, settings=wild)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_changes_what_it_may_and_swaps_in(
+    text_base: Base, rows: Dataset, validation: Dataset, method: str
+) -> None:
+    one = Settings(epochs=1, max_length=16)
+    delta = train(text_base, rows, validation, task="words", method=method, settings=one).delta
+    assert (delta.values is not None) == (METHODS[method].recipe is not None)
+    assert all(name.endswith("bias") for name in delta.dense)
+    assert bool(delta.dense) == METHODS[method].biases
+    assert delta.manifest.method["name"] == method
+    resident = Resident.load(text_base, Mask.rebuild(text_base, delta.manifest.mask) if delta.manifest.mask else None)
+    before = bits(resident.module)
+    resident.swap(delta)
+    changed = {name for name, tensor in bits(resident.module).items() if not torch.equal(tensor, before[name])}
+    assert bool(changed) == (method != "head")
+
+
+def test_a_half_precision_base_gives_a_half_precision_delta(
+    text_base_bf16: Base, rows: Dataset, validation: Dataset
+) -> None:
+    delta = train(text_base_bf16, rows, validation, task="words", mask=Mask.build(text_base_bf16, 0.1),
+                  settings=FAST).delta  # fmt: skip
+    assert {tensor.dtype for tensor in delta.tensors.values()} == {"BF16"}
+    assert delta.manifest.metrics["validation_accuracy"] > majority_share(validation) + 0.2
+
+
+def test_a_base_whose_task_class_has_no_pooler_trains(rows: Dataset, validation: Dataset, tmp_path: Path) -> None:
+    base = write_text_base(tmp_path, "roberta")
+    delta = train(base, rows, validation, task="words", settings=Settings(epochs=1, max_length=16)).delta
+    assert delta.manifest.backbone_prefix == "roberta."
+    assert "classifier.dense.weight" in delta.head
+
+
+def test_one_line_an_epoch_and_nothing_else_is_said(
+    text_base: Base, rows: Dataset, validation: Dataset, mask: Mask, capfd: pytest.CaptureFixture[str]
+) -> None:
+    train(text_base, rows, validation, task="words", mask=mask, settings=FAST)
+    out, err = capfd.readouterr()
+    assert out == ""
+    start, first, second, third, end = err.splitlines()
+    assert start.startswith("words: pafi on ")
+    assert "160 rows, 40 for validation, largest class 0." in start
+    for number, line in enumerate((first, second, third), start=1):
+        assert line.startswith(f"epoch {number}/3  loss ")
+    assert "validation accuracy" in first
+    assert "examples/s" in first
+    assert end.startswith("words: validation accuracy ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"epochs": 0}, "epochs: expected 1 or more, found 0"),
+        ({"lr": math.nan}, "lr: expected 0 or more, found nan"),
+        ({"lr": -1.0}, "lr: expected 0 or more"),
+        ({"warmup": 1.0}, "warmup: expected 0 up to 1"),
+        ({"seed": -1}, "seed: expected 0 to"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused(arguments: dict[str, float], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Settings(**arguments)
+
+
+def test_arguments_that_do_not_fit_are_refused(
+    text_base: Base, text_base_bf16: Base, rows: Dataset, validation: Dataset, mask: Mask
+) -> None:
+    with pytest.raises(UsageError, match="method 'lora': expected one of pafi, random"):
+        train(text_base, rows, validation, task="words", method="lora")
+    with pytest.raises(UsageError, match="method 'head' trains no values"):
+        train(text_base, rows, validation, task="words", method="head", mask=mask)
+    with pytest.raises(UsageError, match="expected recipe random, found smallest-magnitude"):
+        train(text_base, rows, validation, task="words", method="random", mask=mask)
+    with pytest.raises(MismatchError, match="mask was made on base"):
+        train(text_base_bf16, rows, validation, task="words", mask=mask)
+    with pytest.raises(UsageError, match=r"max_length: expected at most 32, which is all that .* takes, found 33"):
+        train(text_base, rows, validation, task="words", mask=mask, settings=Settings(max_length=33))
+    with pytest.raises(UsageError, match="classes of the validation set"):
+        train(text_base, rows, Dataset(("x",), ("other",), ("high", "other")), task="words", mask=mask)
+    with pytest.raises(UsageError, match="task name"):
+        train(text_base, rows, validation, task="Words!", mask=mask)
+
+
+def test_a_delta_of_a_training_fits_a_task_model_bound_whole(trained: Trained, text_base: Base, mask: Mask) -> None:
+    """Head and values of one delta give the trained model back, wherever the backbone is bound."""
+    resident = Resident.load(text_base, mask)
+    model = task_model(resident.module, resident.module.config, "text-classification", ("high", "low"))
+    whole = Resident(model, text_base, mask)
+    whole.swap(trained.delta)
+    state = model.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in trained.delta.head.items())
+    assert whole.values() == trained.delta.tensors["values"]
