@@ -18,8 +18,9 @@ from deltahub import checkpoint_files
 from deltahub.checkpoint_files import CheckpointFiles, Identity
 from deltahub.errors import CheckpointError
 from deltahub.manifest import BaseRef
+from deltahub.rawtensor import FLOATS, ITEMSIZE, RawTensor, narrow
 from deltahub.space import ParameterSpace, Positions, SpaceTensor, role
-from deltahub.tensorfile import FLOATS, ITEMSIZE, RawTensor, TensorFile, TensorSpec, narrow
+from deltahub.tensorfile import TensorFile, TensorSpec
 
 CHUNK = 1 << 19
 """Bytes read at a time: a chunk and what is computed from it stay in a core's second-level cache."""

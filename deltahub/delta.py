@@ -14,7 +14,7 @@ from deltahub import digest, tensorfile
 from deltahub.errors import FormatError
 from deltahub.files import store_errors, write_atomic
 from deltahub.manifest import Manifest
-from deltahub.tensorfile import FLOATS, RawTensor
+from deltahub.rawtensor import FLOATS, RawTensor
 
 if TYPE_CHECKING:
     import torch

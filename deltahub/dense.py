@@ -10,7 +10,7 @@ from deltahub.binding import Binding
 from deltahub.checkpoint import Base
 from deltahub.delta import Delta
 from deltahub.errors import MismatchError
-from deltahub.tensorfile import dtype_name
+from deltahub.rawtensor import dtype_name
 
 
 @dataclass(frozen=True)

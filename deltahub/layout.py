@@ -12,7 +12,7 @@ from deltahub.binding import Binding
 from deltahub.checkpoint import Base
 from deltahub.errors import MismatchError
 from deltahub.mask import Mask
-from deltahub.tensorfile import RawTensor, torch_dtype
+from deltahub.rawtensor import RawTensor, torch_dtype
 
 _ALIGN = 64  # bytes: the cache line that vectorised kernels like a parameter to start on
 

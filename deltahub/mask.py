@@ -16,8 +16,9 @@ from deltahub.codecs import index as index_codec
 from deltahub.errors import FormatError, MismatchError, UsageError
 from deltahub.files import store_errors, write_atomic
 from deltahub.manifest import BaseRef, MaskRef, Plain
+from deltahub.rawtensor import RawTensor
 from deltahub.space import Positions, SpaceTensor
-from deltahub.tensorfile import RawTensor, strict_json
+from deltahub.tensorfile import strict_json
 
 RECIPES = ("smallest-magnitude", "random", "file")
 _KEY = "deltahub-mask"

@@ -10,7 +10,7 @@ import numpy as np
 from deltahub.delta import Delta
 from deltahub.errors import MismatchError, UsageError
 from deltahub.names import check_task
-from deltahub.tensorfile import RawTensor, narrow
+from deltahub.rawtensor import RawTensor, narrow
 
 METHODS = ("average",)
 

@@ -1,8 +1,10 @@
-"""Which names tasks and tags may have: safe as a file name, URL part and model id on every system."""
+"""Names: which ones tasks and tags may have (safe as file name, URL part and model id everywhere), and globs."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
 
 from deltahub.errors import UsageError
 
@@ -42,6 +44,11 @@ def parse_reference(text: str) -> tuple[str, int | str | None]:
         return check_task(task), int(number)
     task, colon, tag = text.partition(":")
     return (check_task(task), check_tag(tag)) if colon else (check_task(task), None)
+
+
+def names_like(pattern: str, names: Sequence[str]) -> list[str]:
+    """Names that match a shell glob, case-sensitively."""
+    return [name for name in names if fnmatchcase(name, pattern)]
 
 
 def _shown(name: str) -> str:

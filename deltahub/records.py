@@ -15,7 +15,8 @@ from deltahub.delta import GROUPS
 from deltahub.digest import is_digest
 from deltahub.errors import FormatError, IntegrityError
 from deltahub.manifest import BaseRef, Manifest
-from deltahub.tensorfile import FLOATS, ITEMSIZE, strict_json
+from deltahub.rawtensor import FLOATS, ITEMSIZE
+from deltahub.tensorfile import strict_json
 
 HUB = b'{"format":"deltahub","format_version":1}'
 FORMAT_VERSION = 1
@@ -51,7 +52,7 @@ class Section:
 
     Attributes:
         group: ``values``, ``dense``, ``adapter`` or ``head``.
-        dtype: one of `tensorfile.FLOATS`.
+        dtype: one of `rawtensor.FLOATS`.
         tensors: full name (``head.classifier.weight``) and shape.
         data: where the bytes are.
     """

@@ -9,7 +9,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from deltahub.checkpoint import Base
-from deltahub.tensorfile import ITEMSIZE
+from deltahub.rawtensor import ITEMSIZE
 
 if TYPE_CHECKING:
     from deltahub.hub import Hub

@@ -14,7 +14,7 @@ from deltahub.dense import DenseSlots, Write
 from deltahub.errors import MismatchError, PoisonedError, ResidentError
 from deltahub.layout import check_values, flatten, segments
 from deltahub.mask import Mask
-from deltahub.tensorfile import RawTensor, torch_dtype
+from deltahub.rawtensor import RawTensor, torch_dtype
 
 
 @dataclass(frozen=True)

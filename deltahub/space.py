@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deltahub.errors import UsageError
-from deltahub.tensorfile import FLOATS, names_like
+from deltahub.names import names_like
 
 Positions = npt.NDArray[np.int64]
 
@@ -138,7 +138,3 @@ def role(name: str, shape: Sequence[int]) -> str:
     if any(_HEAD.fullmatch(part) for part in outside):
         return "head"
     return "block"
-
-
-def is_parameter_dtype(dtype: str) -> bool:
-    return dtype in FLOATS

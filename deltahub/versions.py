@@ -17,9 +17,9 @@ from deltahub.delta import Delta
 from deltahub.errors import FormatError, IntegrityError, NotFoundError
 from deltahub.manifest import Manifest, Quantization
 from deltahub.mask import Mask
+from deltahub.rawtensor import ITEMSIZE, Bytes, RawTensor
 from deltahub.records import Blob, MaskRecord, Section, VersionRecord
 from deltahub.stores import Store
-from deltahub.tensorfile import ITEMSIZE, Bytes, RawTensor
 
 Progress = Callable[[int, int], None]
 

@@ -8,7 +8,7 @@ from deltahub.checkpoint import Base
 from deltahub.delta import Delta
 from deltahub.manifest import Manifest
 from deltahub.mask import Mask
-from deltahub.tensorfile import RawTensor, narrow
+from deltahub.rawtensor import RawTensor, narrow
 
 
 def random_delta(

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from deltahub import tensorfile
+from deltahub import rawtensor
 from deltahub.delta import Delta
 from deltahub.errors import DeltahubError, FormatError, ManifestError, UsageError
 from deltahub.manifest import KINDS, BaseRef, Manifest, MaskRef, Quantization
 from deltahub.names import check_tag, check_task, parse_reference
-from deltahub.tensorfile import RawTensor
+from deltahub.rawtensor import RawTensor
 
 PLAIN = st.recursive(
     st.none()
@@ -217,9 +217,9 @@ def test_narrow_rounds_as_torch_does(value):
     for dtype, name in ((torch.bfloat16, "BF16"), (torch.float16, "F16")):
         expected = RawTensor.of_torch(torch.from_numpy(array).to(dtype))
         if np.isnan(value):
-            assert np.isnan(RawTensor.of_bits(name, (1,), tensorfile.narrow(array, name)).float32()[0])
+            assert np.isnan(RawTensor.of_bits(name, (1,), rawtensor.narrow(array, name)).float32()[0])
         else:
-            assert tensorfile.narrow(array, name)[0] == expected.bits[0]
+            assert rawtensor.narrow(array, name)[0] == expected.bits[0]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"errors", "names"},
     {"digest"},
-    {"files", "tensorfile", "keys"},
+    {"files", "rawtensor", "keys"},
+    {"tensorfile"},
     {"codecs", "stores", "manifest", "space"},
     {"checkpoint_files", "checkpoint", "selection", "mask", "delta", "records"},
     {"backbone", "binding", "layout", "dense", "resident", "hub", "heads", "versions", "garbage", "report"},

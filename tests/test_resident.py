@@ -269,7 +269,7 @@ def test_low_rank_factors_become_the_matrix_that_they_stand_for(base_of, folder_
     rows, columns = base.space.by_name[name].shape
     generator = torch.Generator().manual_seed(0)
     up, down = torch.randn(rows, 2, generator=generator), torch.randn(2, columns, generator=generator)
-    from deltahub.tensorfile import RawTensor
+    from deltahub.rawtensor import RawTensor
 
     delta = random_delta(base, None, 1, dense=())
     factors = {f"adapter.{name}.up": RawTensor.of_torch(up), f"adapter.{name}.down": RawTensor.of_torch(down)}

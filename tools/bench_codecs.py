@@ -23,7 +23,7 @@ from deltahub.codecs import planes
 from deltahub.codecs.index import decode_index, encode_index
 from deltahub.codecs.quantized import dequantize, encode_quantized, measure, quantize
 from deltahub.manifest import Plain
-from deltahub.tensorfile import FLOATS, Bytes, RawTensor, narrow
+from deltahub.rawtensor import FLOATS, Bytes, RawTensor, narrow
 
 sys.path.insert(0, str(Path(__file__).parent))
 import common

@@ -22,8 +22,8 @@ from deltahub.checkpoint import Base
 from deltahub.delta import Delta
 from deltahub.manifest import Manifest
 from deltahub.mask import Mask
+from deltahub.rawtensor import RawTensor, narrow
 from deltahub.resident import Resident
-from deltahub.tensorfile import RawTensor, narrow
 
 sys.path.insert(0, str(Path(__file__).parent))
 import common

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from deltahub import tensorfile
-from deltahub.tensorfile import RawTensor
+from deltahub.rawtensor import RawTensor
 
 
 def options(description: str | None) -> argparse.ArgumentParser:

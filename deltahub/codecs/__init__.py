@@ -14,7 +14,7 @@ from deltahub.codecs import plain, planes, quantized
 from deltahub.codecs.frames import Encoded, Source, flat, items
 from deltahub.errors import CodecError
 from deltahub.manifest import Plain
-from deltahub.tensorfile import FLOATS, ITEMSIZE, Bytes
+from deltahub.rawtensor import FLOATS, ITEMSIZE, Bytes
 
 __all__ = ["Encoded", "decode", "encode"]
 

@@ -14,7 +14,7 @@ import zstandard
 from deltahub.digest import BytesLike
 from deltahub.errors import CodecError
 from deltahub.manifest import Plain
-from deltahub.tensorfile import Bytes
+from deltahub.rawtensor import Bytes
 
 Source = BytesLike | npt.NDArray[Any]
 """What may be encoded or decoded: any contiguous buffer, read as bytes."""

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from deltahub.codecs.frames import Encoded, Source, check_fields, flat, pack, plane_lengths, unpack, whole
 from deltahub.errors import CodecError
 from deltahub.manifest import Plain
-from deltahub.tensorfile import Bytes
+from deltahub.rawtensor import Bytes
 
 Indices = npt.NDArray[np.int64]
 

@@ -9,7 +9,7 @@ import zstandard
 from deltahub.codecs.frames import Encoded, check_fields, inflate
 from deltahub.errors import CodecError
 from deltahub.manifest import Plain
-from deltahub.tensorfile import Bytes
+from deltahub.rawtensor import Bytes
 
 _LEVEL = 3
 

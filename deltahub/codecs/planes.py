@@ -16,7 +16,7 @@ import numpy.typing as npt
 from deltahub.codecs.frames import Encoded, check_fields, items, pack, plane_lengths, unpack, whole
 from deltahub.errors import CodecError
 from deltahub.manifest import Plain
-from deltahub.tensorfile import Bytes
+from deltahub.rawtensor import Bytes
 
 _UINT: dict[int, type[np.unsignedinteger[Any]]] = {2: np.uint16, 4: np.uint32}
 _CHUNK = 1 << 15  # items; a chunk and its scratch stay in the second-level cache

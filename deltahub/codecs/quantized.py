@@ -16,7 +16,7 @@ import numpy.typing as npt
 from deltahub.codecs.frames import Encoded, check_fields, items, pack, plane_lengths, unpack, whole
 from deltahub.errors import CodecError, UsageError
 from deltahub.manifest import Plain
-from deltahub.tensorfile import FLOATS, ITEMSIZE, Bytes, RawTensor, narrow
+from deltahub.rawtensor import FLOATS, ITEMSIZE, Bytes, RawTensor, narrow
 
 _MAX_GROUP = 1 << 20
 _LARGEST = {"F32": 2.0**128 - 2.0**104, "BF16": 2.0**128 - 2.0**120, "F16": 65504.0}

@@ -16,8 +16,9 @@ from deltahub.delta import Delta
 from deltahub.errors import MismatchError, OutsideMaskError, UsageError
 from deltahub.manifest import Manifest, Plain
 from deltahub.mask import Mask
+from deltahub.names import names_like
+from deltahub.rawtensor import RawTensor, narrow
 from deltahub.space import SpaceTensor
-from deltahub.tensorfile import RawTensor, names_like, narrow
 
 if TYPE_CHECKING:
     import torch

@@ -11,7 +11,7 @@ import numpy as np
 
 from deltahub.checkpoint import Base
 from deltahub.errors import MismatchError
-from deltahub.tensorfile import FLOATS, RawTensor
+from deltahub.rawtensor import FLOATS, RawTensor
 
 if TYPE_CHECKING:
     import torch

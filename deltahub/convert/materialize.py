@@ -16,7 +16,8 @@ from deltahub.delta import Delta
 from deltahub.errors import MismatchError, UsageError
 from deltahub.files import store_errors, sync_folder, write_atomic
 from deltahub.mask import Mask
-from deltahub.tensorfile import RawTensor, TensorFile, narrow
+from deltahub.rawtensor import RawTensor, narrow
+from deltahub.tensorfile import TensorFile
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".ot", ".gguf")
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from deltahub import codecs
 from deltahub.codecs import planes
 from deltahub.errors import CodecError
-from deltahub.tensorfile import FLOATS, ITEMSIZE
+from deltahub.rawtensor import FLOATS, ITEMSIZE
 
 GOLDEN = [
     # name, config, stored, what comes out

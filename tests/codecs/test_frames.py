@@ -10,7 +10,7 @@ from deltahub import codecs
 from deltahub.codecs.index import decode_index, encode_index
 from deltahub.codecs.quantized import encode_quantized, quantize
 from deltahub.errors import CodecError
-from deltahub.tensorfile import RawTensor
+from deltahub.rawtensor import RawTensor
 
 GIB = 1 << 30
 ZSTD = {"codec": "zstd"}

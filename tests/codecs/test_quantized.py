@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from deltahub import codecs
 from deltahub.codecs.quantized import Quantized, dequantize, encode_quantized, measure, quantize, requantize
 from deltahub.errors import CodecError, UsageError
-from deltahub.tensorfile import FLOATS, ITEMSIZE, RawTensor, narrow
+from deltahub.rawtensor import FLOATS, ITEMSIZE, RawTensor, narrow
 
 GOLDEN_CONFIG = {"codec": "int4", "dtype": "F32", "group": 2, "planes": [2, 2, 3]}
 GOLDEN_STORED = "0000 3f40 07f901"  # scales 0.5 and 2; codes 7 and -7, then 1
