@@ -18,6 +18,9 @@ from deltahub.checkpoint import Base
 from deltahub.errors import MismatchError
 from deltahub.space import SpaceTensor
 
+_SCRAMBLE = 0x2A5A_17C3_5AA5_0F69
+"""Positions are sent twice, once scrambled: only moving commutes with that, arithmetic on them does not."""
+
 
 @dataclass(frozen=True)
 class Placement:
@@ -167,27 +170,38 @@ def _traced(
     """Sends the positions of ``parts`` through a conversion rule, to see where it puts each of them."""
     from transformers.core_model_loading import dot_natural_key
 
-    rule = copy.deepcopy(mapping)
-    names = []
-    for name, pattern in sorted(parts, key=lambda part: dot_natural_key(part[0])):
-        tensor = base.space.by_name[base.space.aliases.get(name, name)]
-        names.append(tensor.name)
-        rule.add_tensor(target, name, pattern, _positions(tensor))
-    refusal = f"loading {', '.join(names[:3])} computes new values"
-    try:
-        results = rule.convert(target, model=inner, config=getattr(inner, "config", None))
-    except (RuntimeError, TypeError, ValueError, KeyError, AttributeError) as error:
-        raise MismatchError(f"{refusal} ({str(error)[:100]})", hint="this architecture cannot be bound") from None
+    sources = [
+        (name, pattern, base.space.by_name[base.space.aliases.get(name, name)])
+        for name, pattern in sorted(parts, key=lambda part: dot_natural_key(part[0]))
+    ]
+    names = [tensor.name for _, _, tensor in sources]
+
+    def convert(scramble: int) -> dict[str, torch.Tensor]:
+        rule = copy.deepcopy(mapping)
+        for name, pattern, tensor in sources:
+            rule.add_tensor(target, name, pattern, _positions(tensor) ^ scramble)
+        try:
+            results = rule.convert(target, model=inner, config=getattr(inner, "config", None))
+        except (RuntimeError, TypeError, ValueError, KeyError, AttributeError) as error:
+            raise MismatchError(
+                f"loading {', '.join(names[:3])} cannot be traced ({str(error)[:100]})", hint="it cannot be bound"
+            ) from None
+        return {name: found[0] if isinstance(found, list) else found for name, found in results.items()}
+
+    traces, scrambled = convert(0), convert(_SCRAMBLE)
     placements = []
-    for result_name, found in results.items():
-        trace = found[0] if isinstance(found, list) else found
-        if result_name not in state:
-            raise MismatchError(f"{result_name}, made of {names[0]}, is not in the module")
-        if trace.dtype != torch.int64 or trace.shape != state[result_name].shape or _repeats(trace):
-            raise MismatchError(refusal, expected="a conversion that only moves parameters", hint="it cannot be bound")
+    for name, trace in traces.items():
+        if name not in state:
+            raise MismatchError(f"{name}, made of {names[0]}, is not in the module")
+        moved = trace.dtype == torch.int64 and torch.equal(trace ^ _SCRAMBLE, scrambled[name])
+        if not moved or trace.shape != state[name].shape or _repeats(trace):
+            raise MismatchError(
+                f"loading {', '.join(names[:3])} computes new values",
+                expected="a conversion that only moves parameters", hint="it cannot be bound",
+            )  # fmt: skip
         flat = trace.reshape(-1)
-        used = [name for name in names if bool(_inside(flat, base.space.by_name[name]).any())]
-        placements.append(Placement(path + result_name, state[result_name], tuple(used), trace.contiguous()))
+        used = [tensor.name for _, _, tensor in sources if bool(_inside(flat, tensor).any())]
+        placements.append(Placement(path + name, state[name], tuple(used), trace.contiguous()))
     return placements
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported: no test may wait for a network
+
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
@@ -13,7 +16,6 @@ import torch
 from deltahub.checkpoint import Base
 from tests.models import write_base
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch.set_num_threads(2)
 
 MakeBase = Callable[..., Base]
