@@ -25,6 +25,7 @@ KINDS = (
     "image-classification",
     "other",
 )
+REBUILDABLE = ("smallest-magnitude", "random")
 _MAX_TEXT = 4 << 20
 _MAX_LABELS = 100_000
 _CREATED = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
@@ -50,6 +51,11 @@ class MaskRef:
     k: int
     n: int
     recipe: Mapping[str, Plain]
+
+    @property
+    def rebuildable(self) -> bool:
+        """Whether whoever has the base can make the positions again from the recipe."""
+        return self.recipe.get("name") in REBUILDABLE
 
 
 @dataclass(frozen=True)

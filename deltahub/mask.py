@@ -15,12 +15,11 @@ from deltahub.checkpoint import Base, Progress
 from deltahub.codecs import index as index_codec
 from deltahub.errors import FormatError, MismatchError, UsageError
 from deltahub.files import store_errors, write_atomic
-from deltahub.manifest import BaseRef, MaskRef, Plain
+from deltahub.manifest import REBUILDABLE, BaseRef, MaskRef, Plain
 from deltahub.rawtensor import RawTensor
 from deltahub.space import Positions, SpaceTensor
 from deltahub.tensorfile import strict_json
 
-RECIPES = ("smallest-magnitude", "random", "file")
 _KEY = "deltahub-mask"
 _FORMAT_VERSION = 1
 
@@ -61,7 +60,7 @@ class Mask:
     @property
     def rebuildable(self) -> bool:
         """Whether the recipe alone gives the positions to whoever has the base."""
-        return self.recipe.get("name") != "file"
+        return self.recipe.get("name") in REBUILDABLE
 
     @cached_property
     def digest(self) -> str:
@@ -130,7 +129,7 @@ class Mask:
         """
         recipe = dict(ref.recipe)
         name = recipe.pop("name", None)
-        if name not in ("smallest-magnitude", "random"):
+        if not ref.rebuildable:
             raise MismatchError(
                 f"the mask {ref.digest[:16]} cannot be rebuilt from its recipe {name!r}",
                 hint="pull it from the hub that has it, or give its file with --mask",

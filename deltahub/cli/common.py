@@ -88,6 +88,20 @@ def load_delta(source: str, options: argparse.Namespace) -> Delta:
     return open_hub(options).pull(source)
 
 
+def find_mask(options: argparse.Namespace, delta: Delta) -> Mask | None:
+    """--mask, else the hub's where only a hub can have it; None leaves the recipe to rebuild it."""
+    from deltahub.errors import HubError
+    from deltahub.mask import Mask
+
+    ref = delta.manifest.mask
+    if options.mask is not None or ref is None or ref.rebuildable:
+        return load_mask(options.mask)
+    with contextlib.suppress(HubError):  # no hub, or not this mask in it: the recipe's own refusal says what to do
+        found = open_hub(options).mask(ref.digest)
+        return found if isinstance(found, Mask) else None
+    return None
+
+
 def words(text: str) -> None:
     print(text, file=sys.stderr)
 

@@ -99,7 +99,7 @@ def _materialize(options: argparse.Namespace) -> None:
     delta = common.load_delta(options.task, options)
     base = common.open_base(options.base, options.revision)
     with common.progress("write") as show:
-        materialize(base, delta, options.output, mask=common.load_mask(options.mask), progress=show)
+        materialize(base, delta, options.output, mask=common.find_mask(options, delta), progress=show)
     common.words(f"{delta.task} on {base.id}, loads with from_pretrained:")
     print(options.output)
 
@@ -159,7 +159,7 @@ def _diff(options: argparse.Namespace) -> None:
 
     base = common.open_base(options.base, options.revision)
     pair = [common.load_delta(name, options) for name in (options.a, options.b)]
-    found = diff(base, pair[0], pair[1], common.load_mask(options.mask))
+    found = diff(base, pair[0], pair[1], common.find_mask(options, pair[0]))
     if options.json:
         common.print_json(asdict(found))
         return

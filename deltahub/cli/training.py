@@ -95,7 +95,7 @@ def _predict(options: argparse.Namespace) -> None:
         raise UsageError("no text", expected="arguments, or lines on standard input")
     if options.batch_size < 1:
         raise UsageError("--batch-size", expected="1 or more", got=options.batch_size)
-    predictor = Predictor(common.open_base(options.base, options.revision), common.load_mask(options.mask))
+    predictor = Predictor(common.open_base(options.base, options.revision), common.find_mask(options, delta))
     predictor.load(delta)
     if delta.manifest.kind == "embeddings":
         common.print_json([row.tolist() for row in predictor.embed(texts, batch_size=options.batch_size)])

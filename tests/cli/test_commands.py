@@ -127,6 +127,10 @@ def test_a_mask_from_indices_travels_with_the_hub(run, base_of, folder_of):
     assert "--mask" in err or "mask=" in err
     good(run("push", "t.delta", "--mask", "m.mask"))
     assert good(run("push", "t.delta")).startswith("sst2@1")
+    good(run("materialize", "sst2", folder_of("bert"), "-o", "full"))
+    code, _, err = run("materialize", "t.delta", folder_of("bert"), "-o", "other", "--hub", "nowhere")
+    assert code == 1
+    assert "cannot be rebuilt" in err
 
 
 REFUSED = [
