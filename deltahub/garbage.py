@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from deltahub import digest, keys, records, versions
 from deltahub.digest import is_digest
-from deltahub.errors import DeltahubError, HubError, NotFoundError
+from deltahub.errors import DeltahubError, FormatError, HubError, IntegrityError, NotFoundError
 from deltahub.records import MaskRecord, VersionRecord
 from deltahub.stores import Entry, Store
 
@@ -18,6 +20,11 @@ if TYPE_CHECKING:
     from deltahub.hub import Hub
 
 _MOST = records.MOST_BYTES + 1
+_MARK_SECONDS = 60.0
+"""No push waits longer for a collector, and none for one whose mark is older: it died."""
+_DELETE_SECONDS = 20.0
+"""How long a collector deletes under one mark; far below the former, since its last request may take a while."""
+_POLL_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -40,106 +47,182 @@ class Problem:
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What `verify` read, and what it found bad; an empty ``problems`` is a sound hub."""
+    """What `verify` read, and what it found bad; an empty ``problems`` is a sound hub.
+
+    ``loose`` are keys of blobs that nothing needs and of unfinished writes: no harm, and `collect` deletes them.
+    """
 
     versions: int
     masks: int
     blobs: int
     bytes: int
     problems: tuple[Problem, ...]
+    loose: tuple[str, ...] = ()
+
+
+@contextlib.contextmanager
+def lease(store: Store, blobs: set[str]) -> Iterator[None]:
+    """Tells collectors which blobs a push under way writes or relies upon; dropped when it ends, stale if it dies.
+
+    A collector that marked itself before the lease could be seen may be deleting such a blob right now. It is waited
+    for, so a blob that is there once the lease is held stays there.
+    """
+    key = keys.lease(secrets.token_hex(8))
+    store.put(key, records.lease_bytes(blobs), durable=False)
+    try:
+        _await_collectors(store, key)
+        yield
+    finally:
+        store.delete(key)
+
+
+def _await_collectors(store: Store, lease_key: str) -> None:
+    marks = list(store.list("collecting"))
+    mine = store.stat(lease_key) if marks else None
+    if mine is not None:
+        marks = [mark for mark in marks if mine.modified - mark.modified < _MARK_SECONDS]
+    waiting = [mark.key for mark in marks]
+    deadline = time.monotonic() + _MARK_SECONDS
+    while waiting and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
+        waiting = [key for key in waiting if store.stat(key) is not None]
 
 
 def collect(hub: Hub, *, dry_run: bool, grace_seconds: float) -> GcReport:
-    """Deletes blobs that no version, mask or push under way reaches, old leases, and what dead writers left.
+    """Deletes blobs that no version, mask or push under way reaches, and what writers that died left behind.
 
-    Nothing younger than ``grace_seconds`` by the store's own clock goes. The order makes it safe beside pushes: blobs
-    are listed first and leases and records read after, so whatever a push announced before it looked is seen here.
+    Nothing younger than ``grace_seconds`` by the store's own clock goes; a lease older than that counts no more, so
+    0 is only for a hub that nobody pushes to meanwhile. It is safe beside pushes because it marks itself before it
+    reads leases, and a push looks for marks after it wrote its lease: one of the two sees the other.
 
     Raises:
         FormatError, IntegrityError: a record that cannot be read; nothing is deleted, it may reach anything.
     """
     store = hub.store
-    now = _store_time(store)
+    known: dict[str, set[str]] = {}
+    if dry_run:
+        chosen, spared = _survey(store, time.time(), grace_seconds, known)
+        return GcReport(tuple(entry.key for entry in chosen), sum(entry.size for entry in chosen), spared)
+    _reached(store, known)  # most of the reading, while no push has to wait
+    deleted: list[Entry] = []
+    while True:
+        with _mark(store) as (now, deadline):
+            chosen, spared = _survey(store, now, grace_seconds, known)
+            if _delete(store, chosen, now - grace_seconds, deadline, deleted):
+                return GcReport(tuple(entry.key for entry in deleted), sum(e.size for e in deleted), spared)
 
-    def old(entry: Entry) -> bool:
-        return now - entry.modified >= grace_seconds
 
+@contextlib.contextmanager
+def _mark(store: Store) -> Iterator[tuple[float, float]]:
+    """Keeps pushes waiting; gives the store's time, and when to stop deleting by `time.monotonic`."""
+    deadline = time.monotonic() + _DELETE_SECONDS
+    key = keys.mark(secrets.token_hex(8))
+    store.put(key, records.lease_bytes(set()), durable=False)
+    try:
+        found = store.stat(key)
+        yield (found.modified if found else time.time()), deadline
+    finally:
+        store.delete(key)
+
+
+def _survey(store: Store, now: float, grace: float, known: dict[str, set[str]]) -> tuple[list[Entry], int]:
+    """What may be deleted, and how many loose objects are too young for it.
+
+    Leases are read before records, since a push drops its lease after it created its record.
+    """
     blobs = [entry for entry in store.list("blobs") if is_digest(entry.key.rpartition("/")[2])]
     leases = list(store.list("pushing"))
-    reached = _reached(store)
-    for lease in leases:
-        if not old(lease):
-            reached |= _lease(store, lease.key)
-    orphans = [entry for entry in blobs if entry.key.rpartition("/")[2] not in reached]
-    loose = orphans + leases + list(store.unfinished())
-    chosen = [entry for entry in loose if old(entry)]
-    deleted = []
+    needed = set().union(*(_lease_blobs(store, entry.key) for entry in leases if now - entry.modified < grace))
+    needed |= _reached(store, known)
+    loose = [entry for entry in blobs if entry.key.rpartition("/")[2] not in needed]
+    loose += leases + list(store.unfinished()) + _half_removed(store)
+    loose += [entry for entry in store.list("collecting") if now - entry.modified >= _MARK_SECONDS]
+    chosen = [entry for entry in loose if now - entry.modified >= grace]
+    return chosen, len(loose) - len(chosen)
+
+
+def _delete(store: Store, chosen: list[Entry], before: float, deadline: float, deleted: list[Entry]) -> bool:
+    """False when the time was up before the work was done."""
     for entry in chosen:
-        if not dry_run:
-            again = store.stat(entry.key) if entry in orphans else entry
-            if again is None or not old(again):  # a push has written it anew since it was listed
+        if time.monotonic() > deadline:
+            return False
+        if entry.key.startswith("blobs/"):
+            again = store.stat(entry.key)
+            if again is None or again.modified > before:  # written anew by a push whose lease is stale
                 continue
-            store.delete(entry.key)
+        store.delete(entry.key)
         deleted.append(entry)
-    return GcReport(tuple(entry.key for entry in deleted), sum(e.size for e in deleted), len(loose) - len(chosen))
+    return True
 
 
-def _store_time(store: Store) -> float:
-    """The store's clock, read off an object just written: only it can be compared with other objects' times."""
-    key = f"pushing/clock-{time.time_ns():x}.json"
-    store.put(key, records.lease_bytes(set()), durable=False)
-    found = store.stat(key)
-    store.delete(key)
-    return found.modified if found else time.time()
-
-
-def _reached(store: Store) -> set[str]:
-    found = set()
+def _reached(store: Store, known: dict[str, set[str]]) -> set[str]:
+    """Blobs of all records; ``known`` keeps what was read, since records never change."""
+    found: set[str] = set()
     for key in _records(store):
-        try:
-            data = store.get(key, 0, _MOST)
-        except NotFoundError:
-            continue  # removed since it was listed
-        if key.startswith("masks/"):
-            mask = MaskRecord.from_bytes(data, key)
-            found |= {mask.data.blob} if mask.data else set()
-        else:
-            found |= {section.data.blob for section in VersionRecord.from_bytes(data, key).sections}
+        if key not in known:
+            try:
+                known[key] = _blobs_of(key, store.get(key, 0, _MOST))
+            except NotFoundError:
+                continue  # removed since it was listed
+        found |= known[key]
     return found
 
 
-def _records(store: Store) -> Iterator[str]:
-    yield from (entry.key for entry in store.list("tasks") if keys.parse(entry.key)[0] == "version")
-    yield from (entry.key for entry in store.list("masks") if entry.key.endswith(".json"))
+def _blobs_of(key: str, data: bytes) -> set[str]:
+    if key.startswith("masks/"):
+        mask = MaskRecord.from_bytes(data, key)
+        return {mask.data.blob} if mask.data else set()
+    return {section.data.blob for section in VersionRecord.from_bytes(data, key).sections}
 
 
-def _lease(store: Store, key: str) -> set[str]:
+def _records(store: Store) -> list[str]:
+    """Keys of the records of masks and of live versions."""
+    below = {entry.key for entry in store.list("tasks")}
+    live = [key for key in below if keys.parse(key)[1] == "version" and _tombstone(key) not in below]
+    return live + [entry.key for entry in store.list("masks") if entry.key.endswith(".json")]
+
+
+def _half_removed(store: Store) -> list[Entry]:
+    """Records beside their tombstone: whoever removed them died in between."""
+    below = {entry.key: entry for entry in store.list("tasks")}
+    return [entry for key, entry in below.items() if keys.parse(key)[1] == "version" and _tombstone(key) in below]
+
+
+def _tombstone(version_key: str) -> str:
+    return version_key.removesuffix("json") + "removed"
+
+
+def _lease_blobs(store: Store, key: str) -> set[str]:
     try:
         return records.read_lease(store.get(key, 0, _MOST), key)
-    except (NotFoundError, DeltahubError):
+    except (NotFoundError, FormatError, IntegrityError):
         return set()  # just dropped, or torn by a power cut: then its push is dead too
 
 
 def verify(hub: Hub, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
     """Reads, re-hashes and decodes every object and follows every reference; bad content is reported, not raised."""
     check = _Check(hub, progress)
-    infos = hub.tasks()
-    for info in infos:
-        for entry in hub.store.list(f"tasks/{info.task}"):
-            check.task_file(info.task, entry.key)
+    check.guard("hub.json", check.head)
+    for entry in hub.store.list("tasks"):
+        task, kind, what = keys.parse(entry.key)
+        if kind == "tag":
+            check.tag(task, what)
+        elif kind == "version" and hub.store.stat(_tombstone(entry.key)) is None:
+            check.version(entry.key)
     for entry in hub.store.list("masks"):
         check.mask(entry.key)
     for entry in hub.store.list("bases"):
         check.base(entry.key)
-    check.loose_blobs()
-    return VerifyReport(check.versions, check.masks, len(check.seen), check.bytes, tuple(check.problems))
+    loose = [*check.loose_blobs(), *(entry.key for entry in hub.store.unfinished())]
+    return VerifyReport(check.versions, check.masks, len(check.seen), check.bytes, tuple(check.problems), tuple(loose))
 
 
 class _Check:
     def __init__(self, hub: Hub, progress: Callable[[int, int], None] | None) -> None:
         self.hub = hub
         self.progress = progress
-        self.sizes = {entry.key: entry.size for entry in hub.store.list("blobs")}
+        self.sizes = {e.key: e.size for e in hub.store.list("blobs") if is_digest(e.key.rpartition("/")[2])}
+        self.total = sum(self.sizes.values())
         self.seen: set[str] = set()
         self.problems: list[Problem] = []
         self.versions = self.masks = self.bytes = 0
@@ -156,14 +239,13 @@ class _Check:
     def base(self, key: str) -> None:
         self.guard(key, lambda: records.read_base(self.hub.store.get(key, 0, _MOST), key))
 
-    def task_file(self, task: str, key: str) -> None:
-        kind, what = keys.parse(key)
-        if kind == "tag":
-            self.guard(key, lambda: self.hub.version(f"{task}:{what}"))
-        elif kind == "version":
-            self.version(task, key)
+    def head(self) -> None:
+        digest.check("hub.json", digest.of_bytes(records.HUB), digest.of_bytes(self.hub.store.get("hub.json", 0, 4096)))
 
-    def version(self, task: str, key: str) -> None:
+    def tag(self, task: str, tag: str) -> None:
+        self.guard(keys.tag(task, tag), lambda: self.hub.version(f"{task}:{tag}"))
+
+    def version(self, key: str) -> None:
         found: list[VersionRecord] = []
 
         def read() -> None:
@@ -206,13 +288,15 @@ class _Check:
             self.seen.add(key)
             self.bytes += self.sizes.get(key, 0)
             if self.progress:
-                self.progress(self.bytes, sum(self.sizes.values()))
+                self.progress(self.bytes, self.total)
 
-    def loose_blobs(self) -> None:
-        """Blobs that nothing needs are read too: a later push may come to rely on them."""
-        for key in sorted(self.sizes.keys() - self.seen):
+    def loose_blobs(self) -> list[str]:
+        """Blobs that nothing needs; they are read too, since a later push may come to rely on them."""
+        loose = sorted(self.sizes.keys() - self.seen)
+        for key in loose:
             self.count(key)
             self.guard(key, partial(self._rehash, key))
+        return loose
 
     def _rehash(self, key: str) -> None:
         digest.check(key, key.rpartition("/")[2], digest.of_bytes(self.hub.store.get(key)))

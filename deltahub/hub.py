@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 from deltahub import garbage, keys, records, versions
 from deltahub.delta import Delta
-from deltahub.errors import FormatError, HubError, MismatchError, NotFoundError, UsageError
+from deltahub.errors import FormatError, HubError, IntegrityError, MismatchError, NotFoundError, UsageError
 from deltahub.garbage import GcReport, VerifyReport
+from deltahub.keys import Listing
 from deltahub.manifest import MaskRef
 from deltahub.names import check_tag, check_task, parse_reference
 from deltahub.records import MaskRecord, VersionRecord
@@ -69,7 +70,8 @@ class Hub:
                 raise NotFoundError(
                     f"no hub at {url}", hint="`deltahub push` makes one; --hub or $DELTAHUB_HUB name it"
                 )
-            if (found := next(store.list(), None)) is not None:
+            found = next(store.list(), None)
+            if found is not None and store.stat("hub.json") is None:  # another may be opening it at this moment
                 raise FormatError(f"{url} has files but is no hub", got=found.key, hint="choose an empty folder")
             store.put_new("hub.json", records.HUB)
         if (head := store.get("hub.json", 0, 4096)) != records.HUB:
@@ -90,6 +92,8 @@ class Hub:
     ) -> TaskVersion:
         """Stores ``delta`` as the next version of its task; a delta equal to the newest version is that version.
 
+        Blobs that are damaged or lost, here or in an older version with the same content, are healed by the way.
+
         Args:
             tags: names to move to it.
             mask: must be given once where no recipe can rebuild it.
@@ -106,7 +110,8 @@ class Hub:
             if quantize not in (8, 4):
                 raise UsageError("quantize", expected="8 or 4", got=quantize)
             delta = versions.quantise(delta, quantize)
-        found = self._equal_to_newest(delta) or self._add(delta, mask, progress)
+        self._keep_mask(delta, mask)
+        found = self._equal_to_newest(delta) or self._add(delta, progress)
         for tag in tags:
             self.tag(found.task, found.number, tag)
         return found
@@ -123,47 +128,31 @@ class Hub:
     def version(self, reference: str) -> VersionRecord:
         """The record that ``reference`` means, without its values."""
         task, which = parse_reference(reference)
-        numbers, _, tags = self._listing(task)
-        if not numbers:
-            raise self._unknown_task(task)
+        found = self._existing(task)
         if isinstance(which, str):
-            if which not in tags:
-                raise NotFoundError(f"{task} has no tag {which}", got=", ".join(sorted(tags)) or "no tags at all")
+            if which not in found.tags:
+                raise NotFoundError(f"{task} has no tag {which}", got=", ".join(sorted(found.tags)) or "no tags at all")
             which = self._read_tag(task, which)
-        number = numbers[-1] if which is None else which
-        if number not in numbers:
-            raise NotFoundError(
-                f"{task} has no version {number}", got=_shown(numbers), hint="it was never pushed, or removed"
-            )
+        number = found.live[-1] if which is None else which
+        _check_number(found, task, number)
         return self._record(task, number)
 
     def tasks(self) -> list[TaskInfo]:
         """Every task that has a version, by name; reads no records, so that thousands list at once."""
-        found: dict[str, tuple[list[int], list[str]]] = {}
-        for entry in self.store.list("tasks"):
-            task = entry.key.split("/", 2)[1]
-            numbers, tags = found.setdefault(task, ([], []))
-            kind, what = keys.parse(entry.key)
-            if kind == "version":
-                numbers.append(int(what))
-            elif kind == "tag":
-                tags.append(what)
+        found = keys.listings(entry.key for entry in self.store.list("tasks"))
         return [
-            TaskInfo(task, max(numbers), len(numbers), tuple(sorted(tags)))
-            for task, (numbers, tags) in sorted(found.items())
-            if numbers
+            TaskInfo(task, listing.live[-1], len(listing.live), tuple(sorted(listing.tags)))
+            for task, listing in sorted(found.items())
+            if listing.live
         ]
 
     def versions(self, task: str) -> list[VersionRecord]:
         """Records of a task's live versions, oldest first."""
-        numbers, _, _ = self._listing(check_task(task))
-        if not numbers:
-            raise self._unknown_task(task)
-        return [self._record(task, number) for number in numbers]
+        return [self._record(task, number) for number in self._existing(check_task(task)).live]
 
     def tags(self, task: str) -> dict[str, int]:
         """Tags of a task and the versions that they name."""
-        return {tag: self._read_tag(task, tag) for tag in sorted(self._listing(check_task(task))[2])}
+        return {tag: self._read_tag(task, tag) for tag in sorted(self._listing(check_task(task)).tags)}
 
     def tag(self, task: str, number: int, tag: str) -> None:
         """Makes ``tag`` name version ``number``; moves it if it named another."""
@@ -173,7 +162,7 @@ class Hub:
 
     def untag(self, task: str, tag: str) -> None:
         """Raises NotFoundError where there is no such tag."""
-        if check_tag(tag) not in self._listing(check_task(task))[2]:
+        if check_tag(tag) not in self._listing(check_task(task)).tags:
             raise NotFoundError(f"{task} has no tag {tag}")
         self.store.delete(keys.tag(task, tag))
 
@@ -191,11 +180,12 @@ class Hub:
             raise UsageError(
                 f"remove {reference}", expected="TASK or TASK@N", hint="`deltahub tag --delete` drops a tag"
             )
-        numbers, _, _ = self._listing(task)
-        if not numbers:
-            raise self._unknown_task(task)
-        chosen = numbers if which is None else [self.version(reference).number]
-        named = [tag for tag, number in self.tags(task).items() if number in chosen]
+        found = self._existing(task)
+        if which is None:
+            chosen, named = found.live, sorted(found.tags)
+        else:  # the record is not read: a damaged one must be removable
+            _check_number(found, task, which)
+            chosen, named = [which], [tag for tag, number in self.tags(task).items() if number == which]
         if named and not force:
             raise HubError(f"{reference} is named by {', '.join(named)}", hint="move the tags, or use --force")
         for tag in named:
@@ -206,15 +196,18 @@ class Hub:
         return [f"{task}@{number}" for number in chosen]
 
     def push_mask(self, mask: Mask) -> None:
-        """Keeps a mask; its positions only where no recipe can rebuild them."""
-        if self.store.stat(keys.mask(mask.digest)) is not None:
+        """Keeps a mask; its positions only where no recipe can rebuild them. One that is damaged is healed."""
+        try:
+            versions.read_mask(self.store, self._mask(keys.mask(mask.digest)))
             return
-        blob, stored = (None, b"") if mask.rebuildable else versions.encode_mask(mask)
-        with self._lease({blob.blob} if blob else set()):
-            if blob is not None and self.store.stat(keys.blob(blob.blob)) is None:
-                self.store.put(keys.blob(blob.blob), stored)
-            record = MaskRecord(mask.digest, mask.base, mask.n, mask.k, dict(mask.recipe), blob)
-            self.store.put_new(keys.mask(mask.digest), record.to_bytes())
+        except (NotFoundError, FormatError, IntegrityError):
+            blob, stored = (None, b"") if mask.rebuildable else versions.encode_mask(mask)
+        record = MaskRecord(mask.digest, mask.base, mask.n, mask.k, dict(mask.recipe), blob)
+        blobs = {blob.blob: stored} if blob else {}
+        with _Lease(self.store, set(blobs)):
+            self._put_blobs(blobs, None)
+            self.store.put(keys.mask(mask.digest), record.to_bytes())
+            self._put_lost(blobs)
 
     def masks(self) -> list[MaskRecord]:
         """Records of all masks, by digest."""
@@ -239,32 +232,34 @@ class Hub:
 
         return report(self, base)
 
-    def _add(self, delta: Delta, mask: Mask | None, progress: Progress | None) -> TaskVersion:
-        self._keep_mask(delta, mask)
+    def _add(self, delta: Delta, progress: Progress | None) -> TaskVersion:
         self.store.put_new(keys.base(delta.manifest.base.digest), records.base_bytes(delta.manifest.base))
         sections = versions.encode(delta)
         blobs = {section.data.blob: stored for section, stored in sections}
-        total = sum(map(len, blobs.values()))
-        with self._lease(set(blobs)):
-            for done, name in enumerate(blobs):
-                self._put_blob(name, blobs[name])
-                if progress:
-                    progress(sum(map(len, list(blobs.values())[: done + 1])), total)
+        with _Lease(self.store, set(blobs)):
+            self._put_blobs(blobs, progress)
             number = self._create_record(delta, [section for section, _ in sections])
-            for name, stored in blobs.items():  # a collector that had looked before the lease may have taken one
-                if self.store.stat(keys.blob(name)) is None:
-                    self.store.put(keys.blob(name), stored)
+            self._put_lost(blobs)
         return TaskVersion(delta.task, number, delta.digest)
 
-    def _put_blob(self, name: str, stored: bytes) -> None:
-        """Writes a blob unless it is there whole; one that is damaged is healed by the same stroke."""
-        found = self.store.stat(keys.blob(name))
-        if found is None or found.size != len(stored) or self.store.get(keys.blob(name)) != stored:
+    def _put_blobs(self, blobs: dict[str, bytes], progress: Progress | None) -> None:
+        """Writes blobs, also those that are there: a damaged one is healed, an old one is young to collectors again."""
+        done, total = 0, sum(map(len, blobs.values()))
+        for name, stored in blobs.items():
             self.store.put(keys.blob(name), stored)
+            done += len(stored)
+            if progress:
+                progress(done, total)
+
+    def _put_lost(self, blobs: dict[str, bytes]) -> None:
+        """A collector that had looked before the lease may have taken one."""
+        for name, stored in blobs.items():
+            if self.store.stat(keys.blob(name)) is None:
+                self.store.put(keys.blob(name), stored)
 
     def _create_record(self, delta: Delta, sections: list[records.Section]) -> int:
-        numbers, gone, _ = self._listing(delta.task)
-        number = max([*numbers, *gone], default=0) + 1
+        found = self._listing(delta.task)
+        number = max(found.records | found.removed, default=0) + 1
         size = sum(len(part) for part in delta.dump())
         while True:
             record = VersionRecord(
@@ -272,14 +267,24 @@ class Hub:
                 delta.manifest.to_json(), tuple(sections),
             )  # fmt: skip
             if self.store.put_new(keys.version(delta.task, number), record.to_bytes()):
-                return number
+                if self.store.stat(keys.tombstone(delta.task, number)) is None:
+                    return number
+                self.store.delete(keys.version(delta.task, number))  # another pushed and removed it since the listing
             number += 1
 
     def _equal_to_newest(self, delta: Delta) -> TaskVersion | None:
-        numbers, _, _ = self._listing(delta.task)
-        if numbers and self._record(delta.task, numbers[-1]).digest == delta.digest:
-            return TaskVersion(delta.task, numbers[-1], delta.digest)
-        return None
+        """The newest version if it is ``delta`` and whole; a damaged one does not stand in the way of the next."""
+        numbers = self._listing(delta.task).live
+        if not numbers:
+            return None
+        try:
+            record = self._record(delta.task, numbers[-1])
+            if record.digest != delta.digest:
+                return None
+        except (NotFoundError, FormatError, IntegrityError):
+            return None
+        whole = all(versions.is_whole(self.store, section.data) for section in record.sections)
+        return TaskVersion(delta.task, record.number, delta.digest) if whole else None
 
     def _keep_mask(self, delta: Delta, mask: Mask | None) -> None:
         ref = delta.manifest.mask
@@ -298,21 +303,19 @@ class Hub:
             record = MaskRecord(ref.digest, delta.manifest.base, ref.n, ref.k, dict(ref.recipe), None)
             self.store.put_new(keys.mask(ref.digest), record.to_bytes())
 
-    def _lease(self, blobs: set[str]) -> _Lease:
-        return _Lease(self.store, blobs)
+    def _listing(self, task: str) -> Listing:
+        return keys.listings(entry.key for entry in self.store.list(f"tasks/{task}")).get(task, Listing())
 
-    def _listing(self, task: str) -> tuple[list[int], list[int], list[str]]:
-        """Numbers of live and of removed versions, ascending, and tags."""
-        numbers: set[int] = set()
-        gone: set[int] = set()
-        tags = []
-        for entry in self.store.list(f"tasks/{task}"):
-            kind, what = keys.parse(entry.key)
-            if kind == "tag":
-                tags.append(what)
-            elif kind:
-                (numbers if kind == "version" else gone).add(int(what))
-        return sorted(numbers - gone), sorted(gone), tags
+    def _existing(self, task: str) -> Listing:
+        """Raises NotFoundError unless the task has a version."""
+        found = self._listing(task)
+        if not found.live:
+            near = difflib.get_close_matches(task, [info.task for info in self.tasks()], 3, 0.5)
+            raise NotFoundError(
+                f"no task {task} in {self.store.url}",
+                hint=f"did you mean {', '.join(near)}?" if near else "`deltahub list` shows what there is",
+            )
+        return found
 
     def _record(self, task: str, number: int) -> VersionRecord:
         key = keys.version(task, number)
@@ -329,15 +332,8 @@ class Hub:
             return MaskRecord.from_bytes(self.store.get(key, 0, records.MOST_BYTES + 1), key)
         except NotFoundError:
             raise NotFoundError(
-                f"no mask {key[6:22]} in the hub", got=_shown(m.digest[:16] for m in self.masks())
+                f"no mask {key[6:22]} in the hub", got=_shown(entry.key[6:22] for entry in self.store.list("masks"))
             ) from None
-
-    def _unknown_task(self, task: str) -> NotFoundError:
-        near = difflib.get_close_matches(task, [info.task for info in self.tasks()], 3, 0.5)
-        return NotFoundError(
-            f"no task {task} in {self.store.url}",
-            hint=f"did you mean {', '.join(near)}?" if near else "`deltahub list` shows what there is",
-        )
 
 
 class _Lease:
@@ -352,6 +348,13 @@ class _Lease:
 
     def __exit__(self, *_: object) -> None:
         self._store.delete(self._key)
+
+
+def _check_number(found: Listing, task: str, number: int) -> None:
+    if number not in found.live:
+        raise NotFoundError(
+            f"{task} has no version {number}", got=_shown(found.live), hint="it was never pushed, or removed"
+        )
 
 
 def _shown(items: Iterable[object]) -> str:

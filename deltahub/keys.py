@@ -2,6 +2,29 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from deltahub.errors import UsageError
+from deltahub.names import check_tag, check_task
+
+_BELOW_TASKS = re.compile(r"tasks/([^/]+)/(?:v([0-9]{8})\.(json|removed)|tag\.([^/]+)\.json)")
+
+
+@dataclass
+class Listing:
+    """What lies below one task: numbers with a record, numbers that were removed, names of tags."""
+
+    records: set[int] = field(default_factory=set)
+    removed: set[int] = field(default_factory=set)
+    tags: set[str] = field(default_factory=set)
+
+    @property
+    def live(self) -> list[int]:
+        """Versions that there are, ascending; a record beside its ``.removed`` is what a dying remover left."""
+        return sorted(self.records - self.removed)
+
 
 def blob(name: str) -> str:
     return f"blobs/{name[:2]}/{name}"
@@ -31,14 +54,37 @@ def lease(name: str) -> str:
     return f"pushing/{name}.json"
 
 
-def parse(key: str) -> tuple[str, str]:
-    """What a key below ``tasks/TASK/`` is: ``("version", "3")``, ``("removed", "3")``, ``("tag", "prod")``.
+def mark(name: str) -> str:
+    return f"collecting/{name}.json"
 
-    Two empty strings for a stranger: a hub's folder may hold files of other programs, which are left alone.
+
+def parse(key: str) -> tuple[str, str, str]:
+    """Task, kind and content of a key: ``("sst2", "version", "3")``, ``(.., "removed", "3")``, ``(.., "tag", "prod")``.
+
+    Empty strings for a stranger: a hub's folder may hold files of other programs, which are left alone.
     """
-    stem, _, ending = key.rpartition("/")[2].rpartition(".")
-    if len(stem) == 9 and stem[0] == "v" and stem[1:].isdigit() and ending in ("json", "removed"):
-        return ("version" if ending == "json" else "removed"), str(int(stem[1:]))
-    if stem.startswith("tag.") and ending == "json":
-        return "tag", stem.removeprefix("tag.")
-    return "", ""
+    match = _BELOW_TASKS.fullmatch(key)
+    if match is None:
+        return "", "", ""
+    task, number, ending, named = match.groups()
+    try:
+        check_task(task)
+        if named is not None:
+            return task, "tag", check_tag(named)
+    except UsageError:
+        return "", "", ""
+    return (task, "version" if ending == "json" else "removed", str(int(number))) if int(number) else ("", "", "")
+
+
+def listings(found: Iterable[str]) -> dict[str, Listing]:
+    """What lies below every task, from keys in any order."""
+    tasks: dict[str, Listing] = {}
+    for key in found:
+        task, kind, what = parse(key)
+        if kind:
+            listing = tasks.setdefault(task, Listing())
+            if kind == "tag":
+                listing.tags.add(what)
+            else:
+                (listing.records if kind == "version" else listing.removed).add(int(what))
+    return tasks

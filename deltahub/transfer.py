@@ -55,5 +55,6 @@ def pull_file(
             raise UsageError(
                 f"{path} exists and is not {record.reference}", hint="use --force to replace it, or another -o"
             )
-    write_atomic(path, versions.read(hub.store, record, progress).dump())
+    if not write_atomic(path, versions.read(hub.store, record, progress).dump(), exclusive=not force):
+        raise UsageError(f"{path} came to be while {record.reference} was on its way", hint="run the command again")
     return found

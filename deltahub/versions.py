@@ -19,6 +19,7 @@ from deltahub.manifest import Manifest, Quantization
 from deltahub.mask import Mask
 from deltahub.rawtensor import ITEMSIZE, Bytes, RawTensor
 from deltahub.records import Blob, MaskRecord, Section, VersionRecord
+from deltahub.space import Positions
 from deltahub.stores import Store
 
 Progress = Callable[[int, int], None]
@@ -66,7 +67,11 @@ def _encode_values(delta: Delta, data: Bytes) -> Encoded | None:
 
 def encode_mask(mask: Mask) -> tuple[Blob, bytes]:
     encoded = index_codec.encode_index(mask.indices)
-    return _blob(encoded, mask.indices.astype("<i8", copy=False).view(np.uint8)), encoded.stored
+    return _blob(encoded, _little(mask.indices)), encoded.stored
+
+
+def _little(indices: Positions) -> Bytes:
+    return indices.astype("<i8", copy=False).view(np.uint8)
 
 
 def _blob(encoded: Encoded, data: Bytes) -> Blob:
@@ -115,9 +120,26 @@ def read_mask(store: Store, record: MaskRecord) -> Mask | None:
     owner = f"mask {record.digest[:16]}"
     stored = _stored(store, record.data, owner)
     indices = index_codec.decode_index(record.data.config, stored, record.k, record.n)
+    digest.check(f"what the blob of {owner} decodes to", record.data.digest, digest.of_bytes(_little(indices).data))
     mask = Mask(record.base, record.n, record.recipe, indices)
     digest.check(owner, record.digest, mask.digest)
     return mask
+
+
+def put_blob(store: Store, name: str, stored: bytes) -> None:
+    """Writes a blob unless it is there whole; one that is damaged is healed by the same stroke."""
+    found = store.stat(keys.blob(name))
+    if found is None or found.size != len(stored) or store.get(keys.blob(name)) != stored:
+        store.put(keys.blob(name), stored)
+
+
+def is_whole(store: Store, blob: Blob) -> bool:
+    """Whether the stored bytes of ``blob`` are all there and right."""
+    try:
+        _stored(store, blob, "")
+    except (NotFoundError, IntegrityError):
+        return False
+    return True
 
 
 def _stored(store: Store, blob: Blob, owner: str) -> bytes:

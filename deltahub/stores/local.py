@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import stat
@@ -17,8 +18,8 @@ from deltahub.stores.base import Entry, check_folder, check_key
 class LocalStore:
     """A key is a path below ``root``. Nothing is created before the first write.
 
-    ``root`` may be a symbolic link. Links below it are never listed, and no write passes through one: whoever can put
-    a link into a shared hub must not be able to send another's writes elsewhere.
+    ``root`` may be a symbolic link. Links below it are no objects: they are never listed nor read, and no write passes
+    through one, since whoever can put a link into a shared hub must not be able to send another's writes elsewhere.
     """
 
     def __init__(self, root: Path) -> None:
@@ -29,7 +30,8 @@ class LocalStore:
         return self.root.absolute().as_uri()
 
     def list(self, folder: str = "") -> Iterator[Entry]:
-        return _walk(self.root / folder, check_folder(folder), lambda name: not _is_temporary(name))
+        prefix, path = check_folder(folder), self.root / folder
+        return iter(()) if self._link(path / "_") else _walk(path, prefix, lambda name: not _is_temporary(name))
 
     def stat(self, key: str) -> Entry | None:
         path = self._path(key)
@@ -38,17 +40,22 @@ class LocalStore:
                 found = path.lstat()
             except (FileNotFoundError, NotADirectoryError):
                 return None
-        return Entry(key, found.st_size, found.st_mtime) if stat.S_ISREG(found.st_mode) else None
+        good = stat.S_ISREG(found.st_mode) and not self._link(path)
+        return Entry(key, found.st_size, found.st_mtime) if good else None
 
     def get(self, key: str, start: int = 0, size: int | None = None) -> bytes:
         path = self._path(key)
+        if self.stat(key) is None:
+            raise NotFoundError(f"{self.root} has no {key}")
         with store_errors(path):
             try:
-                with path.open("rb", buffering=0) as file:
-                    file.seek(start)
-                    return file.readall() if size is None else _read(file.fileno(), start, size)
-            except (FileNotFoundError, NotADirectoryError):
+                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            except FileNotFoundError:
                 raise NotFoundError(f"{self.root} has no {key}") from None
+            try:
+                return _read(descriptor, start, size)
+            finally:
+                os.close(descriptor)
 
     def put(self, key: str, data: BytesLike, *, durable: bool = True) -> None:
         path = self._path(key)
@@ -73,10 +80,8 @@ class LocalStore:
         path = self._path(key)
         self._refuse_links(path)
         with store_errors(path):
-            try:
-                path.unlink(missing_ok=True)
-            except NotADirectoryError:
-                return
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                path.unlink()
 
     def unfinished(self) -> Iterator[Entry]:
         return _walk(self.root, "", _is_temporary)
@@ -84,10 +89,13 @@ class LocalStore:
     def _path(self, key: str) -> Path:
         return self.root / check_key(key)
 
+    def _link(self, path: Path) -> Path | None:
+        """The symbolic link between the root and ``path``, if there is one."""
+        return next((p for p in path.parents if self.root in p.parents and p.is_symlink()), None)
+
     def _refuse_links(self, path: Path) -> None:
-        for folder in path.parents:
-            if self.root in folder.parents and folder.is_symlink():
-                raise StoreError(f"{folder} is a symbolic link", expected="a folder of the hub", hint="remove the link")
+        if link := self._link(path):
+            raise StoreError(f"{link} is a symbolic link", expected="a folder of the hub", hint="remove the link")
 
     def _make_folders(self, path: Path) -> None:
         self._refuse_links(path)
@@ -103,9 +111,10 @@ def _make_folder(folder: Path) -> None:
         sync_folder(folder.parent)
 
 
-def _read(descriptor: int, start: int, size: int) -> bytes:
+def _read(descriptor: int, start: int, size: int | None) -> bytes:
     """Takes no more memory than the file has bytes, whatever ``size`` asks for."""
-    data = bytearray(max(0, min(size, os.fstat(descriptor).st_size - start)))
+    left = max(0, os.fstat(descriptor).st_size - start)
+    data = bytearray(left if size is None else min(size, left))
     done = 0
     while done < len(data) and (got := os.preadv(descriptor, [memoryview(data)[done:]], start + done)):
         done += got
