@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -204,7 +203,7 @@ class Hub:
             blob, stored = (None, b"") if mask.rebuildable else versions.encode_mask(mask)
         record = MaskRecord(mask.digest, mask.base, mask.n, mask.k, dict(mask.recipe), blob)
         blobs = {blob.blob: stored} if blob else {}
-        with _Lease(self.store, set(blobs)):
+        with garbage.lease(self.store, set(blobs)):
             self._put_blobs(blobs, None)
             self.store.put(keys.mask(mask.digest), record.to_bytes())
             self._put_lost(blobs)
@@ -236,23 +235,22 @@ class Hub:
         self.store.put_new(keys.base(delta.manifest.base.digest), records.base_bytes(delta.manifest.base))
         sections = versions.encode(delta)
         blobs = {section.data.blob: stored for section, stored in sections}
-        with _Lease(self.store, set(blobs)):
+        with garbage.lease(self.store, set(blobs)):
             self._put_blobs(blobs, progress)
             number = self._create_record(delta, [section for section, _ in sections])
             self._put_lost(blobs)
         return TaskVersion(delta.task, number, delta.digest)
 
     def _put_blobs(self, blobs: dict[str, bytes], progress: Progress | None) -> None:
-        """Writes blobs, also those that are there: a damaged one is healed, an old one is young to collectors again."""
         done, total = 0, sum(map(len, blobs.values()))
         for name, stored in blobs.items():
-            self.store.put(keys.blob(name), stored)
+            versions.put_blob(self.store, name, stored)
             done += len(stored)
             if progress:
                 progress(done, total)
 
     def _put_lost(self, blobs: dict[str, bytes]) -> None:
-        """A collector that had looked before the lease may have taken one."""
+        """Writes again what a collector without a grace period took from under the lease."""
         for name, stored in blobs.items():
             if self.store.stat(keys.blob(name)) is None:
                 self.store.put(keys.blob(name), stored)
@@ -334,20 +332,6 @@ class Hub:
             raise NotFoundError(
                 f"no mask {key[6:22]} in the hub", got=_shown(entry.key[6:22] for entry in self.store.list("masks"))
             ) from None
-
-
-class _Lease:
-    """Tells collectors which blobs a push under way writes or relies upon; dropped when it ends, stale if it dies."""
-
-    def __init__(self, store: Store, blobs: set[str]) -> None:
-        self._store, self._blobs = store, blobs
-        self._key = keys.lease(secrets.token_hex(8))
-
-    def __enter__(self) -> None:
-        self._store.put(self._key, records.lease_bytes(self._blobs), durable=False)
-
-    def __exit__(self, *_: object) -> None:
-        self._store.delete(self._key)
 
 
 def _check_number(found: Listing, task: str, number: int) -> None:
