@@ -41,7 +41,7 @@ def locate(source: str | Path, revision: str | None) -> CheckpointFiles:
     path = Path(source)
     if path.exists():
         folder = path if path.is_dir() else path.parent
-        identity, revision = _hub_identity(folder) or (folder.resolve().name, None)
+        identity, revision = _hub_identity(folder) or (_local_id(folder.resolve()), None)
     elif _MODEL_ID.fullmatch(str(source)):
         identity = str(source)
         folder = path = _download(identity, revision)
@@ -67,6 +67,12 @@ def _hub_identity(folder: Path) -> tuple[str, str] | None:
     return None
 
 
+def _local_id(folder: Path) -> str:
+    """The folder's name; with its parent's where that says nothing."""
+    plain = re.fullmatch(r"(model|base|checkpoint|weights|ckpt|snapshot)s?[-_]?\d*", folder.name, re.IGNORECASE)
+    return f"{folder.parent.name}/{folder.name}" if plain else folder.name
+
+
 def _download(identity: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -74,9 +80,10 @@ def _download(identity: str, revision: str | None) -> Path:
     try:
         return Path(snapshot_download(identity, revision=revision, allow_patterns=_WANTED))
     except LocalEntryNotFoundError:
-        problem = f"{identity} is neither a folder here nor in the local cache, and the hub cannot be reached"
+        problem = f"{identity} is no folder here, not in the local cache, and the Hugging Face Hub cannot be reached"
     except HfHubHTTPError as error:
-        problem = f"the hub refused {identity} ({error.response.status_code}) {str(error).splitlines()[-1][:160]}"
+        reason = f"{error.response.status_code}, {str(error).splitlines()[-1][:160]}"
+        problem = f"the Hugging Face Hub refused {identity} ({reason})"
     except (OSError, ValueError) as error:
         problem = f"cannot fetch {identity} ({str(error)[:160]})"
     raise CheckpointError(problem, hint="check the name and revision, log in for private models, or give a folder")

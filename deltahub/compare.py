@@ -61,11 +61,7 @@ class Difference:
 def diff(base: Base, a: Delta, b: Delta, mask: Mask | None = None) -> Difference:
     """Raises MismatchError unless both belong to ``base`` and to one mask."""
     for delta in (a, b):
-        if delta.manifest.base.digest != base.digest:
-            raise MismatchError(
-                f"{delta.task} belongs to base {delta.manifest.base.id}", expected=base.digest[:16],
-                got=delta.manifest.base.digest[:16], hint="give the base of both with --base",
-            )  # fmt: skip
+        delta.check_base(base.ref)
     if a.manifest.mask != b.manifest.mask:
         raise MismatchError(f"{a.task} and {b.task} have different masks", hint="only aligned tasks can be compared")
     changed = [

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deltahub import digest, tensorfile
-from deltahub.errors import FormatError
+from deltahub.errors import FormatError, MismatchError
 from deltahub.files import store_errors, write_atomic
-from deltahub.manifest import Manifest
+from deltahub.manifest import BaseRef, Manifest
 from deltahub.rawtensor import FLOATS, RawTensor
 
 if TYPE_CHECKING:
@@ -95,6 +95,15 @@ class Delta:
         """sha256 of the canonical file: what a version is known by."""
         return digest.of_stream(self.dump())
 
+    def check_base(self, base: BaseRef) -> None:
+        """Raises MismatchError unless the delta was made on ``base``."""
+        own = self.manifest.base
+        if own.digest != base.digest:
+            raise MismatchError(
+                f"{self.task} was made on another base", expected=f"base {own.digest[:16]} ({own.id})",
+                got=f"{base.digest[:16]} ({base.id})", hint="give the base that it was made on",
+            )  # fmt: skip
+
     def dump(self) -> Iterator[bytes | memoryview]:
         """The parts of the canonical file; equal deltas give equal bytes."""
         return tensorfile.dump(self.tensors, {_KEY: self.manifest.to_json()})
@@ -112,6 +121,10 @@ class Delta:
     def load(path: str | Path) -> Delta:
         """Raises FormatError unless ``path`` is a whole, well-formed delta."""
         path = Path(path)
+        if not path.is_file():
+            raise FormatError(
+                f"no file {path}", hint="a task of the hub is named without .delta: TASK, TASK@N or TASK:TAG"
+            )
         with store_errors(path):
             data = path.read_bytes()
         return Delta.loads(data, path.name)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from deltahub import digest, keys, records, versions
 from deltahub.digest import is_digest
-from deltahub.errors import DeltahubError, FormatError, HubError, IntegrityError, NotFoundError
+from deltahub.errors import DeltahubError, FormatError, HubError, IntegrityError, NotFoundError, StoreError
 from deltahub.records import MaskRecord, VersionRecord
 from deltahub.stores import Entry, Store
 
@@ -73,7 +73,8 @@ def lease(store: Store, blobs: set[str]) -> Iterator[None]:
         _await_collectors(store, key)
         yield
     finally:
-        store.delete(key)
+        with contextlib.suppress(StoreError):  # collectors take a stale one; why the push failed matters more
+            store.delete(key)
 
 
 def _await_collectors(store: Store, lease_key: str) -> None:

@@ -99,7 +99,7 @@ class Hub:
             quantize: 8 or 4 rounds the values in groups of 256; what they become is then the task.
 
         Raises:
-            StoreError: the place failed; no version was made, what was there before is whole.
+            StoreError: the place failed; what was there before is whole, and nothing half-made can be seen.
             NotFoundError: the mask is needed and not in the hub.
         """
         for tag in tags:

@@ -11,20 +11,10 @@ from typing import Any
 
 from deltahub.digest import is_digest
 from deltahub.errors import ManifestError, UsageError
-from deltahub.names import check_task
+from deltahub.names import KINDS, check_task
 from deltahub.tensorfile import strict_json
 
 FORMAT_VERSION = 1
-KINDS = (
-    "text-classification",
-    "multi-label-classification",
-    "regression",
-    "token-classification",
-    "embeddings",
-    "text-generation",
-    "image-classification",
-    "other",
-)
 REBUILDABLE = ("smallest-magnitude", "random")
 _MAX_TEXT = 4 << 20
 _MAX_LABELS = 100_000

@@ -8,6 +8,18 @@ from fnmatch import fnmatchcase
 
 from deltahub.errors import UsageError
 
+KINDS = (
+    "text-classification",
+    "multi-label-classification",
+    "regression",
+    "token-classification",
+    "embeddings",
+    "text-generation",
+    "image-classification",
+    "other",
+)
+"""What a task does: decides its model class and how its answers look."""
+
 _TASK = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,98}[a-z0-9])?")
 _TAG = re.compile(r"[a-z](?:[a-z0-9._-]{0,62}[a-z0-9])?")
 _DEVICES = {"con", "prn", "aux", "nul", *(f"com{n}" for n in range(10)), *(f"lpt{n}" for n in range(10))}

@@ -49,7 +49,12 @@ class TaskBytes:
 
 @dataclass(frozen=True)
 class MaskBytes:
-    """``floor`` is log2 C(n, k) bits, in bytes: no code can store a random mask in less."""
+    """Bytes of a mask's positions.
+
+    Attributes:
+        stored: 0 where the recipe rebuilds them.
+        floor: log2 C(n, k) bits: no code can store a random mask in less.
+    """
 
     digest: str
     k: int
@@ -96,14 +101,15 @@ def report(hub: Hub, base: Base | None = None) -> Report:
         base: the base of the tasks, which tells the linear layers that LoRA would adapt.
     """
     records = [record for task in hub.tasks() for record in hub.versions(task.task)]
+    kept = hub.masks()
     masks = [
         MaskBytes(mask.digest, mask.k, mask.n, mask.data.stored if mask.data else 0, index_floor(mask.n, mask.k))
-        for mask in hub.masks()
+        for mask in kept
     ]
     spaces = {mask.digest: mask.n for mask in masks}
     tasks = tuple(_task(record, spaces, base) for record in records)
     blobs = {section.data.blob: section.data.stored for record in records for section in record.sections}
-    shared = sum(mask.stored for mask in masks)
+    shared = sum(mask.stored for mask in masks) + sum(len(mask.to_bytes()) for mask in kept)
     own = sum(blobs.values()) + sum(row.record for row in tasks)
     mean = own / len(tasks) if tasks else 0.0
     columns: dict[str, list[int | None]] = {
@@ -127,7 +133,7 @@ def report(hub: Hub, base: Base | None = None) -> Report:
 def index_floor(n: int, k: int) -> int:
     """Bytes of log2 C(n, k)."""
     nats = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
-    return math.ceil(nats / math.log(2) / 8)
+    return math.ceil(nats / math.log(2) / 8 - 1e-9)  # a whole number of bytes must not become one more by rounding
 
 
 def lora_parameters(base: Base, rank: int = LORA_RANK) -> int:

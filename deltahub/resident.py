@@ -191,15 +191,11 @@ class Resident:
 
     def _check_delta(self, delta: Delta) -> None:
         manifest = delta.manifest
-        if manifest.base.digest != self.base.digest:
-            raise MismatchError(
-                f"{delta.task} belongs to base {manifest.base.id}", expected=f"base {self.base.digest[:16]}",
-                got=manifest.base.digest[:16], hint="load that base, or pull the task made for this one",
-            )  # fmt: skip
+        delta.check_base(self.base.ref)
         if manifest.mask is not None and (self.mask is None or manifest.mask.digest != self.mask.digest):
             raise MismatchError(
-                f"{delta.task} is aligned to another mask", expected=self.mask and f"mask {self.mask.digest[:16]}",
-                got=manifest.mask.digest[:16], hint="bind the base with the delta's own mask",
+                f"{delta.task} is aligned to another mask", expected=f"mask {manifest.mask.digest[:16]}",
+                got=self.mask.digest[:16] if self.mask else "none", hint="bind the base with the delta's own mask",
             )  # fmt: skip
         values = delta.tensors.get("values")
         if values is not None and values.dtype != self._dtype:

@@ -38,27 +38,44 @@ def quantise(delta: Delta, bits: int, group: int = 256) -> Delta:
 
 
 def encode(delta: Delta) -> list[tuple[Section, bytes]]:
-    """Every section of ``delta`` with the bytes to store for it."""
+    """Every section of ``delta`` with the bytes to store for it.
+
+    Encoding and the three digests that a push needs (stored, decoded, canonical) run side by side; the canonical one
+    stays with ``delta``.
+    """
 
     def kind(name: str) -> tuple[str, str]:
         return name.partition(".")[0], delta.tensors[name].dtype
 
     parts = groupby(sorted(delta.tensors, key=lambda name: (kind(name), name)), key=kind)
-    jobs = [(group, dtype, tuple(members)) for (group, dtype), members in parts]
+    names = {key: tuple(members) for key, members in parts}
+    data = {key: _joined([delta.tensors[name].data for name in members]) for key, members in names.items()}
     with ThreadPoolExecutor(2) as pool:
-        return list(pool.map(lambda job: _encode_section(delta, *job), jobs))
+        encoded = {key: pool.submit(_encode_section, delta, key, data[key]) for key in data}
+        pool.submit(lambda: delta.digest)
+        decoded = {key: pool.submit(digest.of_bytes, data[key].data) for key in data}
+        found = []
+        for (group, dtype), members in names.items():
+            made, stored_digest = encoded[group, dtype].result()
+            blob = Blob(
+                stored_digest, len(made.stored), decoded[group, dtype].result(), data[group, dtype].nbytes, made.config
+            )
+            shapes = tuple((name, delta.tensors[name].shape) for name in members)
+            found.append((Section(group, dtype, shapes, blob), made.stored))
+    return found
 
 
-def _encode_section(delta: Delta, group: str, dtype: str, names: tuple[str, ...]) -> tuple[Section, bytes]:
-    parts = [delta.tensors[name].data for name in names]
-    data = np.concatenate(parts) if len(parts) > 1 else parts[0]
-    encoded = _encode_values(delta, data) if group == "values" else None
-    encoded = encoded or codecs.encode(data, dtype)
-    shapes = tuple((name, delta.tensors[name].shape) for name in names)
-    return Section(group, dtype, shapes, _blob(encoded, data)), encoded.stored
+def _joined(parts: list[Bytes]) -> Bytes:
+    return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
 
-def _encode_values(delta: Delta, data: Bytes) -> Encoded | None:
+def _encode_section(delta: Delta, kind: tuple[str, str], data: Bytes) -> tuple[Encoded, str]:
+    encoded = _encode_values(delta) if kind[0] == "values" else None
+    encoded = encoded or codecs.encode(data, kind[1])
+    return encoded, digest.of_bytes(encoded.stored)
+
+
+def _encode_values(delta: Delta) -> Encoded | None:
     """Rounded values as the codes that they were rounded to."""
     lossy = delta.manifest.quantization
     found = quantized.requantize(delta.tensors["values"], lossy.bits, lossy.group) if lossy else None
@@ -67,17 +84,13 @@ def _encode_values(delta: Delta, data: Bytes) -> Encoded | None:
 
 def encode_mask(mask: Mask) -> tuple[Blob, bytes]:
     encoded = index_codec.encode_index(mask.indices)
-    return _blob(encoded, _little(mask.indices)), encoded.stored
+    data = _little(mask.indices)
+    names = digest.of_bytes(encoded.stored), digest.of_bytes(data.data)
+    return Blob(names[0], len(encoded.stored), names[1], data.nbytes, encoded.config), encoded.stored
 
 
 def _little(indices: Positions) -> Bytes:
     return indices.astype("<i8", copy=False).view(np.uint8)
-
-
-def _blob(encoded: Encoded, data: Bytes) -> Blob:
-    return Blob(
-        digest.of_bytes(encoded.stored), len(encoded.stored), digest.of_bytes(data.data), data.nbytes, encoded.config
-    )
 
 
 def read(store: Store, record: VersionRecord, progress: Progress | None = None) -> Delta:
@@ -86,10 +99,17 @@ def read(store: Store, record: VersionRecord, progress: Progress | None = None) 
     Raises:
         NotFoundError, FormatError, IntegrityError: a blob is missing or damaged; the message names blob and version.
     """
+    delta = assemble(store, record, progress)
+    check(store, record, delta)
+    return delta
+
+
+def assemble(store: Store, record: VersionRecord, progress: Progress | None = None) -> Delta:
+    """As `read`, but only the stored bytes are verified: whoever uses the delta calls `check` first."""
     done = 0
     tensors: dict[str, RawTensor] = {}
     for section in record.sections:
-        data = decode(store, section.data, record.reference)
+        data = _decode(store, section.data, record.reference)
         start = 0
         for name, shape in section.tensors:
             size = math.prod(shape) * ITEMSIZE[section.dtype]
@@ -98,18 +118,38 @@ def read(store: Store, record: VersionRecord, progress: Progress | None = None) 
         done += section.data.stored
         if progress:
             progress(done, record.stored)
-    delta = Delta(Manifest.from_json(record.manifest_json), tensors)
+    return Delta(Manifest.from_json(record.manifest_json), tensors)
+
+
+def check(store: Store, record: VersionRecord, delta: Delta) -> None:
+    """Raises IntegrityError unless ``delta`` is the file that ``record`` speaks of.
+
+    That digest covers all decoded bytes; those of single blobs are only looked at to name the one that is wrong.
+    """
+    if delta.digest != record.digest:
+        for section in record.sections:
+            decode(store, section.data, record.reference)
     digest.check(record.reference, record.digest, delta.digest)
-    return delta
 
 
 def decode(store: Store, blob: Blob, owner: str) -> Bytes:
-    stored = _stored(store, blob, owner)
-    try:
-        data = codecs.decode(blob.config, stored, blob.size)
-    except FormatError as error:
-        raise FormatError(f"blob {blob.blob[:16]} of {owner}: {error}") from None
+    """The decoded bytes of ``blob``, stored and decoded digest verified; ``owner`` is named in errors."""
+    data = _decode(store, blob, owner)
     digest.check(f"what blob {blob.blob[:16]} of {owner} decodes to", blob.digest, digest.of_bytes(data.data))
+    return data
+
+
+def _decode(store: Store, blob: Blob, owner: str) -> Bytes:
+    """Hashes and decodes the stored bytes side by side: the decoder trusts nothing, and its result waits for the hash."""
+    stored = _fetch(store, blob, owner)
+    with ThreadPoolExecutor(1) as pool:
+        hashed = pool.submit(digest.of_bytes, stored)
+        try:
+            data = codecs.decode(blob.config, stored, blob.size)
+        except FormatError as error:
+            _check_stored(blob, owner, hashed.result())
+            raise FormatError(f"blob {blob.blob[:16]} of {owner}: {error}") from None
+        _check_stored(blob, owner, hashed.result())
     return data
 
 
@@ -128,8 +168,11 @@ def read_mask(store: Store, record: MaskRecord) -> Mask | None:
 
 def put_blob(store: Store, name: str, stored: bytes) -> None:
     """Writes a blob unless it is there whole; one that is damaged is healed by the same stroke."""
-    found = store.stat(keys.blob(name))
-    if found is None or found.size != len(stored) or store.get(keys.blob(name)) != stored:
+    try:
+        whole = store.get(keys.blob(name), 0, len(stored) + 1) == stored
+    except NotFoundError:
+        whole = False
+    if not whole:
         store.put(keys.blob(name), stored)
 
 
@@ -143,6 +186,16 @@ def is_whole(store: Store, blob: Blob) -> bool:
 
 
 def _stored(store: Store, blob: Blob, owner: str) -> bytes:
+    stored = _fetch(store, blob, owner)
+    _check_stored(blob, owner, digest.of_bytes(stored))
+    return stored
+
+
+def _check_stored(blob: Blob, owner: str, found: str) -> None:
+    digest.check(f"blob {blob.blob[:16]} of {owner}", blob.blob, found)
+
+
+def _fetch(store: Store, blob: Blob, owner: str) -> bytes:
     try:
         stored = store.get(keys.blob(blob.blob), 0, blob.stored + 1)
     except NotFoundError:
@@ -154,5 +207,4 @@ def _stored(store: Store, blob: Blob, owner: str) -> bytes:
             f"blob {blob.blob[:16]} of {owner}", expected=f"{blob.stored} bytes", got=f"{len(stored)} or more",
             hint="push the task again, or restore the hub's folder",
         )  # fmt: skip
-    digest.check(f"blob {blob.blob[:16]} of {owner}", blob.blob, digest.of_bytes(stored))
     return stored

@@ -16,8 +16,8 @@ from safetensors.numpy import save_file
 from deltahub import rawtensor
 from deltahub.delta import Delta
 from deltahub.errors import DeltahubError, FormatError, ManifestError, UsageError
-from deltahub.manifest import KINDS, BaseRef, Manifest, MaskRef, Quantization
-from deltahub.names import check_tag, check_task, parse_reference
+from deltahub.manifest import BaseRef, Manifest, MaskRef, Quantization
+from deltahub.names import KINDS, check_tag, check_task, parse_reference
 from deltahub.rawtensor import RawTensor
 
 PLAIN = st.recursive(

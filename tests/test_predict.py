@@ -142,7 +142,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(
     predictor.load(deltas["two"])
     before = predictor.classify(TEXTS)
     other_base = write_text_base(tmp_path, dtype=torch.bfloat16)
-    with pytest.raises(MismatchError, match="belongs to base"):
+    with pytest.raises(MismatchError, match="made on another base"):
         predictor.load(random_delta(other_base, Mask.build(other_base, 0.1)))
     with pytest.raises(MismatchError, match="aligned to another mask"):
         predictor.load(random_delta(base, Mask.build(base, 0.05)))

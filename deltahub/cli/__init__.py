@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from deltahub import __version__
-from deltahub.cli import hubs, masks, reports, tasks, training
+from deltahub.cli import common, hubs, masks, reports, tasks, training
 from deltahub.errors import DeltahubError, UsageError
 
 _GROUPS = (masks, training, tasks, hubs, reports)
@@ -27,9 +27,20 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """As parse_args, but texts may follow options, and the command's own usage is shown for what it does not know."""
+    options, rest = parser().parse_known_args(arguments)
+    if rest and hasattr(options, "texts") and not any(item.startswith("-") for item in rest):
+        options.texts += rest
+    elif rest:
+        options.parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return options
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = parser().parse_args(arguments)
+    options = _parse(arguments)
     try:
+        common.check_output(options)
         options.run(options)
         sys.stdout.flush()
     except DeltahubError as error:

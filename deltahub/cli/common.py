@@ -26,14 +26,42 @@ def command(commands: Commands, name: str, run: Run, summary: str, detail: str =
     made: argparse.ArgumentParser = commands.add_parser(
         name, help=summary, description=f"{summary[0].upper()}{summary[1:]}. {detail}".strip()
     )
-    made.set_defaults(run=run)
+    made.set_defaults(run=run, parser=made)
     return made
+
+
+def output_option(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("-o", "--output", metavar="FILE", type=Path, required=True, help=f"{what} to write")
+    parser.add_argument("--force", action="store_true", help="replace a file of that name")
+    parser.set_defaults(writes_file=True)
+
+
+def check_output(options: argparse.Namespace) -> None:
+    """Before any work: the folder is there, and no file is replaced without --force.
+
+    Raises:
+        UsageError: one of these does not hold.
+    """
+    from deltahub.errors import UsageError
+
+    path: Path | None = getattr(options, "output", None)
+    if path is None:
+        return
+    if not path.parent.is_dir():
+        raise UsageError(
+            f"-o {path}", expected="a folder that exists", got=f"no folder {path.parent}", hint="make it first"
+        )
+    if getattr(options, "writes_file", False):
+        if path.is_dir():
+            raise UsageError(f"-o {path}", expected="a file name", got="a folder")
+        if path.exists() and not options.force:
+            raise UsageError(f"-o {path} exists", hint="give another name, or --force to replace it")
 
 
 def hub_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--hub", metavar="URL", default=os.environ.get("DELTAHUB_HUB", "./hub"),
-        help="where the hub is: a folder or file:// URL (default: $DELTAHUB_HUB, then ./hub)",
+        help="where the deltahub hub is: a folder or file:// URL (default: $DELTAHUB_HUB, then ./hub)",
     )  # fmt: skip
 
 
@@ -103,7 +131,13 @@ def find_mask(options: argparse.Namespace, delta: Delta) -> Mask | None:
 
 
 def words(text: str) -> None:
-    print(text, file=sys.stderr)
+    """A line for people; a progress bar that is being shown moves below it."""
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        tqdm.write(text, file=sys.stderr)
+    else:
+        print(text, file=sys.stderr, flush=True)
 
 
 def print_json(document: object) -> None:

@@ -17,8 +17,13 @@ def add(commands: common.Commands) -> None:
     )  # fmt: skip
     build.add_argument("base", metavar="BASE", help="folder, .safetensors file or model id")
     common.revision_option(build)
-    build.add_argument("--density", type=float, default=0.005, help="share of all parameters (default: 0.005)")
-    build.add_argument("--scope", default="blocks", help="blocks (default), matrices or all: tensors to choose from")
+    build.add_argument(
+        "--density", type=float, default=0.005, help="share of all parameters, 0.005 for 0.5 %% (the default)"
+    )
+    build.add_argument(
+        "--scope", default="blocks", choices=["blocks", "matrices", "all"],
+        help="tensors to choose from: layers and final norms (default), their matrices, or everything",
+    )  # fmt: skip
     build.add_argument("--include", metavar="GLOB", action="append", default=[], help="tensors to add; may be repeated")
     build.add_argument(
         "--exclude", metavar="GLOB", action="append", default=[], help="tensors to leave out; repeatable"
@@ -28,7 +33,7 @@ def add(commands: common.Commands) -> None:
     )
     build.add_argument("--seed", type=int, default=0, help="of the random recipe (default: 0)")
     build.add_argument("--indices", metavar="NPY", type=Path, help="positions chosen elsewhere, for the recipe file")
-    build.add_argument("-o", "--output", metavar="FILE", type=Path, required=True, help="the mask file to write")
+    common.output_option(build, "the mask file")
     show = common.command(verbs, "show", _show, "print where a mask's budget went, per group of tensors")
     show.add_argument("mask", metavar="FILE", type=Path, help="a mask file")
     show.add_argument("base", metavar="BASE", help="the base that it was made on")
@@ -85,7 +90,8 @@ def _show(options: argparse.Namespace) -> None:
             {"digest": mask.digest, "k": mask.k, "n": mask.n, "recipe": dict(mask.recipe), "groups": rows}
         )
         return
-    common.words(f"mask {mask.digest[:16]} of {base.id}: {mask.k:,} of {mask.n:,} parameters, {dict(mask.recipe)}")
+    recipe = ", ".join(f"{key} {value}" for key, value in mask.recipe.items() if value not in ([], None))
+    common.words(f"mask {mask.digest[:16]} of {base.id}: {mask.k:,} of {mask.n:,} parameters, {recipe}")
     common.print_table(
         ["group", "role", "tensors", "parameters", "masked", "density", "share of mask", "zeros"],
         (

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deltahub.cli import common
+from deltahub.names import KINDS
 
 if TYPE_CHECKING:
     from deltahub.delta import Delta
@@ -44,10 +45,10 @@ def add(commands: common.Commands) -> None:
     merge = common.command(commands, "merge", _merge, "combine tasks of one mask into one delta")
     merge.add_argument("tasks", metavar="TASK|FILE", nargs="+", help="tasks of the hub or .delta files")
     merge.add_argument("--weights", metavar="W", type=float, nargs="+", help="one per task, of sum 1 (default: equal)")
-    merge.add_argument("--method", default="average", help="how to combine (default: average)")
+    merge.add_argument("--method", default="average", help="average: the weighted mean, the only one so far")
     merge.add_argument("--task", help="name of the result (default: the names joined)")
     merge.add_argument("--head", metavar="TASK", help="keep this task's head (default: average equal heads)")
-    merge.add_argument("-o", "--output", metavar="FILE", type=Path, required=True, help="the .delta file to write")
+    common.output_option(merge, "the .delta file")
     common.hub_option(merge)
 
 
@@ -67,9 +68,9 @@ def _add_extract(commands: common.Commands) -> None:
     extract.add_argument("--no-mask", action="store_true", help="a delta of --dense tensors and head only")
     extract.add_argument("--dense", metavar="GLOB", action="append", default=[], help="base tensors to store whole")
     extract.add_argument("--lossy", action="store_true", help="keep what the mask can hold and say what was lost")
-    extract.add_argument("--kind", help="such as text-classification (default: from the checkpoint's config)")
+    extract.add_argument("--kind", help=f"one of {', '.join(KINDS)} (default: from the config)")
     extract.add_argument("--licence", help="SPDX expression for the manifest")
-    extract.add_argument("-o", "--output", metavar="FILE", type=Path, required=True, help="the .delta file to write")
+    common.output_option(extract, "the .delta file")
 
 
 def _extract(options: argparse.Namespace) -> None:
@@ -163,7 +164,10 @@ def _diff(options: argparse.Namespace) -> None:
     if options.json:
         common.print_json(asdict(found))
         return
-    moved = " and ".join(f"{count / max(1, found.values):.1%}" for count in found.moved)
+    moved = " and ".join(
+        f"{count / max(1, found.values):.1%} of {name}"
+        for count, name in zip(found.moved, (found.a, found.b), strict=True)
+    )
     common.words(
         f"{found.a} and {found.b}: {found.values:,} values, {found.equal:,} equal, {moved} moved from the base; "
         f"changes have cosine {found.cosine:+.3f}, signs agree in {found.sign_agreement:.1%}, "

@@ -22,9 +22,12 @@ def add(commands: common.Commands) -> None:
     train.add_argument("--validation", metavar="FILE", type=Path, help="rows to choose by (default: a tenth of --data)")
     train.add_argument("--text", metavar="COLUMN", default="text", help="column of the texts (default: text)")
     train.add_argument("--label", metavar="COLUMN", default="label", help="column of the labels (default: label)")
-    train.add_argument("--task", help="name of the task (default: the name of the data file)")
+    train.add_argument("--task", help="name of the task (default: the name of the output file)")
     train.add_argument(
-        "--method", default="pafi", help="pafi (default), random (a random mask), bitfit (biases), head (nothing else)"
+        "--method",
+        default="pafi",
+        choices=["pafi", "random", "bitfit", "head"],
+        help="pafi (the mask; default), random (a random mask), bitfit (all biases), head (nothing else)",
     )
     train.add_argument("--mask", metavar="FILE", type=Path, help="mask file (default: the method's own at 0.5 %%)")
     defaults = Settings()
@@ -39,14 +42,16 @@ def add(commands: common.Commands) -> None:
             f"--{name.replace('_', '-')}", type=type(default), default=default, metavar="N",
             help=f"{meaning} (default: {default})",
         )  # fmt: skip
-    train.add_argument("--state", metavar="DIR", type=Path, help="folder for a state to resume from, kept per epoch")
+    train.add_argument(
+        "--state", metavar="DIR", type=Path, help="new or empty folder that keeps each epoch, for --resume"
+    )
     train.add_argument("--resume", action="store_true", help="go on from --state; gives what an unbroken run gives")
     train.add_argument("--device", default="cpu", help="torch device (default: cpu)")
-    train.add_argument("-o", "--output", metavar="FILE", type=Path, required=True, help="the .delta file to write")
+    common.output_option(train, "the .delta file")
 
     predict = common.command(
         commands, "predict", _predict, "classify or embed texts with a task, in one process and without a server",
-        "Texts come from the arguments, or one a line from standard input.",
+        "Texts come from the arguments, or as plain lines (not JSON) from standard input.",
     )  # fmt: skip
     predict.add_argument(
         "task", metavar="TASK|FILE", help="a task of the hub (TASK, TASK@N, TASK:TAG) or a .delta file"
@@ -65,7 +70,7 @@ def _train(options: argparse.Namespace) -> None:
     from deltahub.tuning import data
     from deltahub.tuning.train import train
 
-    task = check_task(options.task or options.data.stem.lower())
+    task = check_task(options.task or options.output.stem.lower())
     if options.resume and options.state is None:
         raise UsageError("--resume", expected="--state DIR, the folder to go on from")
     settings = Settings(
@@ -76,10 +81,12 @@ def _train(options: argparse.Namespace) -> None:
         options.data, options.validation, text=options.text, label=options.label, seed=options.seed
     )
     base = common.open_base(options.base, options.revision)
-    trained = train(
-        base, rows, validation, task=task, mask=common.load_mask(options.mask), method=options.method,
-        settings=settings, state=options.state, resume=options.resume, device=options.device,
-    )  # fmt: skip
+    with common.progress("train", "step") as show:
+        trained = train(
+            base, rows, validation, task=task, mask=common.load_mask(options.mask), method=options.method,
+            settings=settings, state=options.state, resume=options.resume, device=options.device,
+            say=common.words, progress=show,
+        )  # fmt: skip
     trained.delta.save(options.output)
     common.words(f"{options.output}: {common.size(options.output.stat().st_size)}; push it with `deltahub push`")
     print(trained.delta.digest)

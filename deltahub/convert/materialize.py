@@ -13,7 +13,7 @@ from typing import Any
 from deltahub import tensorfile
 from deltahub.checkpoint import Base, Progress
 from deltahub.delta import Delta
-from deltahub.errors import MismatchError, UsageError
+from deltahub.errors import UsageError
 from deltahub.files import store_errors, sync_folder, write_atomic
 from deltahub.mask import Mask
 from deltahub.rawtensor import RawTensor, narrow
@@ -63,11 +63,7 @@ class _Patch:
 
     def __init__(self, base: Base, delta: Delta, mask: Mask | None) -> None:
         manifest = delta.manifest
-        if manifest.base.digest != base.digest:
-            raise MismatchError(
-                f"{delta.task} belongs to base {manifest.base.id}", expected=f"base {manifest.base.digest[:16]}",
-                got=f"{base.digest[:16]} ({base.id})", hint="give the base that it was made from",
-            )  # fmt: skip
+        delta.check_base(base.ref)
         self.base = base
         self.prefix = manifest.backbone_prefix
         self.head = delta.raw("head")

@@ -79,9 +79,8 @@ class LocalStore:
     def delete(self, key: str) -> None:
         path = self._path(key)
         self._refuse_links(path)
-        with store_errors(path):
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
-                path.unlink()
+        with store_errors(path), contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            path.unlink()
 
     def unfinished(self) -> Iterator[Entry]:
         return _walk(self.root, "", _is_temporary)

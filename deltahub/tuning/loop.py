@@ -17,10 +17,12 @@ from deltahub.errors import DataError, MismatchError, UsageError
 from deltahub.tuning.pafi import Masters
 
 Say = Callable[[str], None]
+Progress = Callable[[int, int], None]
 
 _MASTERS = "masters.safetensors"
 _RUN = "run.json"
 _BEST = "eval_accuracy"
+_SELECTION = "eval_selection"
 
 
 class MastersTrainer(Trainer):  # type: ignore[misc]  # transformers is not type-checked
@@ -71,6 +73,7 @@ class EpochLines(TrainerCallback):  # type: ignore[misc]
 
     Attributes:
         rows: training rows of an epoch.
+        progress: gets steps done and steps in all after every step.
         epochs: how many there will be.
         history: what was said, an entry for each epoch.
     """
@@ -78,12 +81,17 @@ class EpochLines(TrainerCallback):  # type: ignore[misc]
     say: Say
     rows: int
     epochs: int
+    progress: Progress | None = None
     started: float = 0.0
     trained: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.started = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.progress:
+            self.progress(state.global_step, state.max_steps)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trained = time.perf_counter()
@@ -114,7 +122,7 @@ def arguments(folder: Path, *, epochs: int, batch_size: int, seed: int, device: 
         logging_nan_inf_filter=False,
         save_total_limit=2,  # the best and the last; with 1 the Trainer ends by deleting the last
         load_best_model_at_end=True,
-        metric_for_best_model=_BEST,
+        metric_for_best_model=_SELECTION,
         greater_is_better=True,
         seed=seed,
         use_cpu=device.type == "cpu",

@@ -20,3 +20,10 @@ def macro_f1(truth: Classes, predicted: Classes) -> float:
         hits = np.count_nonzero((truth == number) & (predicted == number))
         scores.append(2 * hits / (np.count_nonzero(truth == number) + np.count_nonzero(predicted == number)))
     return float(np.mean(scores))
+
+
+def log_loss(truth: Classes, logits: npt.NDArray[np.float32]) -> float:
+    """Mean cross-entropy in nats of logits (n, classes) against class numbers (n,)."""
+    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+    chosen = np.take_along_axis(shifted, truth[:, None], -1)[:, 0]
+    return float(np.mean(np.log(np.exp(shifted).sum(-1)) - chosen))

@@ -28,9 +28,9 @@ from deltahub.names import check_task
 from deltahub.resident import Resident
 from deltahub.tuning import loop
 from deltahub.tuning.data import Dataset, majority_share
-from deltahub.tuning.loop import EpochLines, MastersTrainer, Say
+from deltahub.tuning.loop import EpochLines, MastersTrainer, Progress, Say
 from deltahub.tuning.methods import biases, mask_for, method_named
-from deltahub.tuning.metrics import accuracy, macro_f1
+from deltahub.tuning.metrics import accuracy, log_loss, macro_f1
 from deltahub.tuning.pafi import Masters
 from deltahub.tuning.settings import Settings
 
@@ -72,8 +72,9 @@ def train(
     device: str = "cpu",
     created: str | None = None,
     say: Say = say_on_stderr,
+    progress: Progress | None = None,
 ) -> Trained:
-    """Fine-tunes ``base`` on ``rows`` and returns the epoch that did best on ``validation`` (of equals the first).
+    """Fine-tunes ``base`` on ``rows`` and returns the epoch that did best on ``validation``, of equals that of lower loss.
 
     One seed gives the same bits on one machine, one number of threads, and the CPU. torch's, NumPy's and Python's
     global random generators are seeded.
@@ -87,7 +88,8 @@ def train(
         resume: go on from the last checkpoint in ``state``, if it has one; the result is that of a run without a break.
         device: torch device such as ``cuda``.
         created: UTC time for the manifest; None takes the clock's.
-        say: gets each line of progress.
+        say: gets each line of words.
+        progress: gets steps done and steps in all after every step.
 
     Raises:
         UsageError: arguments that cannot be meant.
@@ -104,9 +106,9 @@ def train(
     with _folder(state) as folder, quiet():
         checkpoint = loop.open_state(folder, _identity(base, mask, method, settings, rows, validation), resume=resume)
         set_seed(settings.seed)
-        bound = _bind(base, mask, method, rows.names, torch.device(device))
+        bound = _bind(base, mask, method, rows.names, _device(device))
         say(_headline(bound, task, method, rows, validation))
-        trainer = _trainer(bound, rows, validation, settings, folder, say)
+        trainer = _trainer(bound, rows, validation, settings, folder, say, progress)
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except KeyboardInterrupt:
@@ -118,8 +120,19 @@ def train(
         metrics = trainer.best_metrics() | {"train_rows": len(rows), "validation_rows": len(validation)}
         delta = _delta(bound, task, method, settings, metrics, created)
     seconds = time.perf_counter() - start
-    say(f"{task}: validation accuracy {metrics['validation_accuracy']:.4f}, {seconds:.1f} s in all")
+    say(
+        f"{task}: kept epoch {metrics['best_epoch']} of {settings.epochs}, validation accuracy "
+        f"{metrics['validation_accuracy']:.4f} on {len(validation):,} rows; {seconds:.1f} s in all"
+    )
     return Trained(delta, metrics, trainer.lines.history, seconds)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # torch asserts where it was built without the device
+        reason = str(error).partition("\n")[0][:100]
+        raise UsageError(f"device {name!r} ({reason})", expected="cpu, or a device that torch sees here") from None
 
 
 @dataclass(frozen=True)
@@ -144,7 +157,13 @@ def _bind(base: Base, mask: Mask | None, method: str, labels: tuple[str, ...], d
 
 
 def _trainer(
-    bound: _Bound, rows: Dataset, validation: Dataset, settings: Settings, folder: Path, say: Say
+    bound: _Bound,
+    rows: Dataset,
+    validation: Dataset,
+    settings: Settings,
+    folder: Path,
+    say: Say,
+    progress: Progress | None,
 ) -> MastersTrainer:
     base = bound.resident.base
     tokenizer = load_tokenizer(base)
@@ -165,7 +184,7 @@ def _trainer(
     schedule = get_linear_schedule_with_warmup(optimizer, round(settings.warmup * steps), steps)
     return MastersTrainer(
         bound.masters,
-        EpochLines(say, len(rows), settings.epochs),
+        EpochLines(say, len(rows), settings.epochs, progress),
         model=bound.model,
         args=loop.arguments(
             folder, epochs=settings.epochs, batch_size=settings.batch_size, seed=settings.seed,
@@ -189,7 +208,10 @@ def _encoded(tokenizer: Any, rows: Dataset, max_length: int) -> list[dict[str, A
 def _scores(prediction: Any) -> dict[str, float]:
     predicted = np.argmax(prediction.predictions, axis=-1)
     truth = prediction.label_ids
-    return {"accuracy": accuracy(truth, predicted), "macro_f1": macro_f1(truth, predicted)}
+    right = accuracy(truth, predicted)
+    # of epochs that get as many right, the one that is surer of it
+    selection = right - 1e-6 * min(log_loss(truth, prediction.predictions), 100.0)
+    return {"accuracy": right, "macro_f1": macro_f1(truth, predicted), "selection": selection}
 
 
 def _delta(
@@ -227,10 +249,15 @@ def _identity(
 
 def _headline(bound: _Bound, task: str, method: str, rows: Dataset, validation: Dataset) -> str:
     values = sum(master.numel() for master in bound.masters.values)
-    whole = sum(master.numel() for master in bound.masters.whole.values())
+    sizes = {name: master.numel() for name, master in bound.masters.whole.items()}
+    head = sum(size for name, size in sizes.items() if name.startswith("head."))
+    dense = sum(sizes.values()) - head
+    parts = [f"{values:,} masked values"] if values else []
+    parts += [f"{dense:,} biases"] if dense else []
     return (
-        f"{task}: {method} on {bound.resident.base.id}, {values:,} values and {whole:,} parameters in whole tensors; "
-        f"{len(rows):,} rows, {len(validation):,} for validation, largest class {majority_share(validation):.3f}"
+        f"{task}: {method} on {bound.resident.base.id}, {' and '.join([*parts, f'a head of {head:,} parameters'])}; "
+        f"{len(rows):,} rows to train on, {len(validation):,} to choose by; "
+        f"always guessing the largest class scores {majority_share(validation):.3f}"
     )
 
 

@@ -183,7 +183,7 @@ def test_one_line_an_epoch_and_nothing_else_is_said(
     assert out == ""
     start, first, second, third, end = err.splitlines()
     assert start.startswith("words: pafi on ")
-    assert "160 rows, 40 for validation, largest class 0." in start
+    assert "160 rows to train on, 40 to choose by; always guessing the largest class scores 0." in start
     for number, line in enumerate((first, second, third), start=1):
         assert line.startswith(f"epoch {number}/3  loss ")
     assert "validation accuracy" in first
