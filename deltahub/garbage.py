@@ -1,18 +1,17 @@
-"""Looking after a hub: reading everything again, and deleting what nothing can reach."""
+"""Deleting what nothing in a hub can reach, beside pushes that go on meanwhile."""
 
 from __future__ import annotations
 
 import contextlib
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
-from deltahub import digest, keys, records, versions
+from deltahub import keys, records
 from deltahub.digest import is_digest
-from deltahub.errors import DeltahubError, FormatError, HubError, IntegrityError, NotFoundError, StoreError
+from deltahub.errors import FormatError, IntegrityError, NotFoundError, StoreError
 from deltahub.records import MaskRecord, VersionRecord
 from deltahub.stores import Entry, Store
 
@@ -34,30 +33,6 @@ class GcReport:
     deleted: tuple[str, ...]
     bytes: int
     spared: int
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A bad object: its key, what is wrong in one line, and the versions or masks that need it."""
-
-    key: str
-    problem: str
-    needed_by: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class VerifyReport:
-    """What `verify` read, and what it found bad; an empty ``problems`` is a sound hub.
-
-    ``loose`` are keys of blobs that nothing needs and of unfinished writes: no harm, and `collect` deletes them.
-    """
-
-    versions: int
-    masks: int
-    blobs: int
-    bytes: int
-    problems: tuple[Problem, ...]
-    loose: tuple[str, ...] = ()
 
 
 @contextlib.contextmanager
@@ -179,18 +154,16 @@ def _blobs_of(key: str, data: bytes) -> set[str]:
 def _records(store: Store) -> list[str]:
     """Keys of the records of masks and of live versions."""
     below = {entry.key for entry in store.list("tasks")}
-    live = [key for key in below if keys.parse(key)[1] == "version" and _tombstone(key) not in below]
+    live = [key for key in below if keys.parse(key)[1] == "version" and keys.tombstone_of(key) not in below]
     return live + [entry.key for entry in store.list("masks") if entry.key.endswith(".json")]
 
 
 def _half_removed(store: Store) -> list[Entry]:
     """Records beside their tombstone: whoever removed them died in between."""
     below = {entry.key: entry for entry in store.list("tasks")}
-    return [entry for key, entry in below.items() if keys.parse(key)[1] == "version" and _tombstone(key) in below]
-
-
-def _tombstone(version_key: str) -> str:
-    return version_key.removesuffix("json") + "removed"
+    return [
+        entry for key, entry in below.items() if keys.parse(key)[1] == "version" and keys.tombstone_of(key) in below
+    ]
 
 
 def _lease_blobs(store: Store, key: str) -> set[str]:
@@ -198,106 +171,3 @@ def _lease_blobs(store: Store, key: str) -> set[str]:
         return records.read_lease(store.get(key, 0, _MOST), key)
     except (NotFoundError, FormatError, IntegrityError):
         return set()  # just dropped, or torn by a power cut: then its push is dead too
-
-
-def verify(hub: Hub, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
-    """Reads, re-hashes and decodes every object and follows every reference; bad content is reported, not raised."""
-    check = _Check(hub, progress)
-    check.guard("hub.json", check.head)
-    for entry in hub.store.list("tasks"):
-        task, kind, what = keys.parse(entry.key)
-        if kind == "tag":
-            check.tag(task, what)
-        elif kind == "version" and hub.store.stat(_tombstone(entry.key)) is None:
-            check.version(entry.key)
-    for entry in hub.store.list("masks"):
-        check.mask(entry.key)
-    for entry in hub.store.list("bases"):
-        check.base(entry.key)
-    loose = [*check.loose_blobs(), *(entry.key for entry in hub.store.unfinished())]
-    return VerifyReport(check.versions, check.masks, len(check.seen), check.bytes, tuple(check.problems), tuple(loose))
-
-
-class _Check:
-    def __init__(self, hub: Hub, progress: Callable[[int, int], None] | None) -> None:
-        self.hub = hub
-        self.progress = progress
-        self.sizes = {e.key: e.size for e in hub.store.list("blobs") if is_digest(e.key.rpartition("/")[2])}
-        self.total = sum(self.sizes.values())
-        self.seen: set[str] = set()
-        self.problems: list[Problem] = []
-        self.versions = self.masks = self.bytes = 0
-
-    def guard(self, key: str, job: Callable[[], object], owner: str = "") -> bool:
-        """Runs ``job``; what it raises becomes a problem of ``key``."""
-        try:
-            job()
-        except DeltahubError as error:
-            self.problems.append(Problem(key, str(error), (owner,) if owner else ()))
-            return False
-        return True
-
-    def base(self, key: str) -> None:
-        self.guard(key, lambda: records.read_base(self.hub.store.get(key, 0, _MOST), key))
-
-    def head(self) -> None:
-        digest.check("hub.json", digest.of_bytes(records.HUB), digest.of_bytes(self.hub.store.get("hub.json", 0, 4096)))
-
-    def tag(self, task: str, tag: str) -> None:
-        self.guard(keys.tag(task, tag), lambda: self.hub.version(f"{task}:{tag}"))
-
-    def version(self, key: str) -> None:
-        found: list[VersionRecord] = []
-
-        def read() -> None:
-            record = VersionRecord.from_bytes(self.hub.store.get(key, 0, _MOST), key)
-            if keys.version(record.task, record.number) != key:
-                raise HubError(f"{key} is the record of {record.reference}", hint="it was copied or renamed")
-            found.append(record)
-
-        if not self.guard(key, read):
-            return
-        [record] = found
-        self.versions += 1
-        for section in record.sections:
-            self.count(keys.blob(section.data.blob))
-        mask = record.manifest.mask
-        if mask is not None:
-            self.guard(key, lambda: self.hub._mask(keys.mask(mask.digest)), record.reference)
-        bad = [s.data.blob for s in record.sections if not self._blob(s.data, record.reference)]
-        if not bad:
-            self.guard(key, lambda: versions.read(self.hub.store, record), record.reference)
-
-    def mask(self, key: str) -> None:
-        def read() -> None:
-            record = self.hub._mask(key)
-            if key != keys.mask(record.digest):
-                raise HubError(f"{key} is the record of mask {record.digest[:16]}", hint="it was copied or renamed")
-            if record.data is not None:
-                self.count(keys.blob(record.data.blob))
-            versions.read_mask(self.hub.store, record)
-
-        self.masks += 1
-        self.guard(key, read)
-
-    def _blob(self, blob: records.Blob, owner: str) -> bool:
-        key = keys.blob(blob.blob)
-        return self.guard(key, lambda: versions.decode(self.hub.store, blob, owner), owner)
-
-    def count(self, key: str) -> None:
-        if key not in self.seen:
-            self.seen.add(key)
-            self.bytes += self.sizes.get(key, 0)
-            if self.progress:
-                self.progress(self.bytes, self.total)
-
-    def loose_blobs(self) -> list[str]:
-        """Blobs that nothing needs; they are read too, since a later push may come to rely on them."""
-        loose = sorted(self.sizes.keys() - self.seen)
-        for key in loose:
-            self.count(key)
-            self.guard(key, partial(self._rehash, key))
-        return loose
-
-    def _rehash(self, key: str) -> None:
-        digest.check(key, key.rpartition("/")[2], digest.of_bytes(self.hub.store.get(key)))

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deltahub import garbage, keys, records, versions
+from deltahub import garbage, keys, records, verification, versions
 from deltahub.delta import Delta
 from deltahub.errors import FormatError, HubError, IntegrityError, MismatchError, NotFoundError, UsageError
-from deltahub.garbage import GcReport, VerifyReport
+from deltahub.garbage import GcReport
 from deltahub.keys import Listing
 from deltahub.manifest import MaskRef
 from deltahub.names import check_tag, check_task, parse_reference
 from deltahub.records import MaskRecord, VersionRecord
 from deltahub.stores import Store, open_store
+from deltahub.verification import VerifyReport
 from deltahub.versions import Progress
 
 if TYPE_CHECKING:
@@ -28,11 +29,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TaskVersion:
-    """What a push made or found: ``task@number``, and the digest of its delta."""
+    """What a push made or found: ``task@number``, the digest of its delta, and whether it is ``new``."""
 
     task: str
     number: int
     digest: str
+    new: bool = field(default=True, compare=False)
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,8 @@ class Hub:
                 raise UsageError("quantize", expected="8 or 4", got=quantize)
             delta = versions.quantise(delta, quantize)
         self._keep_mask(delta, mask)
-        found = self._equal_to_newest(delta) or self._add(delta, progress)
+        sections = versions.encode(delta)
+        found = self._equal_to_newest(delta) or self._add(delta, sections, progress)
         for tag in tags:
             self.tag(found.task, found.number, tag)
         return found
@@ -222,8 +225,8 @@ class Hub:
         return garbage.collect(self, dry_run=dry_run, grace_seconds=grace_seconds)
 
     def verify(self, progress: Progress | None = None) -> VerifyReport:
-        """Reads, re-hashes and decodes everything; see `garbage.verify`."""
-        return garbage.verify(self, progress)
+        """Reads, re-hashes and decodes everything; see `verification.verify`."""
+        return verification.verify(self, progress)
 
     def report(self, base: Base | None = None) -> Report:
         """What the hub takes and saves; see `report.report`."""
@@ -231,9 +234,10 @@ class Hub:
 
         return report(self, base)
 
-    def _add(self, delta: Delta, progress: Progress | None) -> TaskVersion:
+    def _add(
+        self, delta: Delta, sections: list[tuple[records.Section, bytes]], progress: Progress | None
+    ) -> TaskVersion:
         self.store.put_new(keys.base(delta.manifest.base.digest), records.base_bytes(delta.manifest.base))
-        sections = versions.encode(delta)
         blobs = {section.data.blob: stored for section, stored in sections}
         with garbage.lease(self.store, set(blobs)):
             self._put_blobs(blobs, progress)
@@ -282,7 +286,7 @@ class Hub:
         except (NotFoundError, FormatError, IntegrityError):
             return None
         whole = all(versions.is_whole(self.store, section.data) for section in record.sections)
-        return TaskVersion(delta.task, record.number, delta.digest) if whole else None
+        return TaskVersion(delta.task, record.number, delta.digest, new=False) if whole else None
 
     def _keep_mask(self, delta: Delta, mask: Mask | None) -> None:
         ref = delta.manifest.mask
@@ -293,7 +297,7 @@ class Hub:
         if mask is not None:
             self.push_mask(mask)
         elif ref is not None and self.store.stat(keys.mask(ref.digest)) is None:
-            if ref.recipe.get("name") not in ("smallest-magnitude", "random"):
+            if not ref.rebuildable:
                 raise NotFoundError(
                     f"mask {ref.digest[:16]} of {delta.task} is not in the hub, and no recipe can rebuild it",
                     hint="give its file once with --mask",

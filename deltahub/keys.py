@@ -38,6 +38,10 @@ def tombstone(task: str, number: int) -> str:
     return f"tasks/{task}/v{number:08d}.removed"
 
 
+def tombstone_of(version_key: str) -> str:
+    return version_key.removesuffix("json") + "removed"
+
+
 def tag(task: str, name: str) -> str:
     return f"tasks/{task}/tag.{name}.json"
 

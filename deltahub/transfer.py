@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,8 +16,6 @@ from deltahub.hub import Hub, TaskVersion
 from deltahub.versions import Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from deltahub.mask import Mask
 
 
@@ -55,6 +55,16 @@ def pull_file(
             raise UsageError(
                 f"{path} exists and is not {record.reference}", hint="use --force to replace it, or another -o"
             )
-    if not write_atomic(path, versions.read(hub.store, record, progress).dump(), exclusive=not force):
+    delta = versions.assemble(hub.store, record, progress)
+    with ThreadPoolExecutor(1) as pool:
+        checked = pool.submit(versions.check, hub.store, record, delta)
+        written = write_atomic(path, _until(delta.dump(), checked), exclusive=not force)
+    if not written:
         raise UsageError(f"{path} came to be while {record.reference} was on its way", hint="run the command again")
     return found
+
+
+def _until(parts: Iterator[bytes | memoryview], checked: Future[None]) -> Iterator[bytes | memoryview]:
+    """The parts, and at their end what ``checked`` raises: a file gets its name only after that."""
+    yield from parts
+    checked.result()

@@ -140,7 +140,7 @@ def decode(store: Store, blob: Blob, owner: str) -> Bytes:
 
 
 def _decode(store: Store, blob: Blob, owner: str) -> Bytes:
-    """Hashes and decodes the stored bytes side by side: the decoder trusts nothing, and its result waits for the hash."""
+    """Hashes and decodes side by side: the decoder trusts nothing, and what it gives waits for the hash."""
     stored = _fetch(store, blob, owner)
     with ThreadPoolExecutor(1) as pool:
         hashed = pool.submit(digest.of_bytes, stored)

@@ -19,7 +19,8 @@ LAYERS = [
     {"tensorfile"},
     {"codecs", "stores", "manifest", "space"},
     {"checkpoint_files", "checkpoint", "selection", "mask", "delta", "records"},
-    {"backbone", "binding", "layout", "dense", "resident", "hub", "heads", "versions", "garbage", "report"},
+    {"backbone", "binding", "layout", "dense", "resident", "heads"},
+    {"hub", "versions", "garbage", "verification", "report"},
     {"transfer", "tuning", "convert", "merge", "compare", "predict"},
     {"cli"},
 ]

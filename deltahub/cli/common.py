@@ -168,6 +168,11 @@ def _cell(item: object) -> str:
     return str(item)
 
 
+def count(number: int, thing: str) -> str:
+    """``1 task``, ``2 tasks``."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
 def size(count: float) -> str:
     """Bytes for people: ``1.4 MB`` is 1,400,000 bytes."""
     for unit in ("B", "kB", "MB", "GB"):

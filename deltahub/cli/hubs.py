@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,7 +23,9 @@ def add(commands: common.Commands) -> None:
 
     pull = common.command(commands, "pull", _pull, "write a task of the hub to a .delta file, every byte verified")
     pull.add_argument("task", metavar="TASK[@N|:TAG]", help="newest version, version N, or what TAG names")
-    pull.add_argument("-o", "--output", metavar="FILE", type=Path, help="file to write (default: TASK.delta)")
+    pull.add_argument(
+        "-o", "--output", metavar="FILE", type=Path, help="file, or folder for TASK.delta (default: here)"
+    )
     pull.add_argument("--force", action="store_true", help="replace another file of that name")
     common.hub_option(pull)
 
@@ -70,7 +73,10 @@ def _push(options: argparse.Namespace) -> None:
             options.file, hub, tags=options.tag, mask=common.load_mask(options.mask), quantize=bits, progress=show
         )
     record = hub.version(f"{version.task}@{version.number}")
-    common.words(f"{common.size(record.size)} stored as {common.size(record.stored)} in {options.hub}")
+    if version.new:
+        common.words(f"{common.size(record.size)} stored as {common.size(record.stored)} in {options.hub}")
+    else:
+        common.words(f"already there as {record.reference}; nothing stored")
     print(f"{version.task}@{version.number} {version.digest}")
 
 
@@ -78,7 +84,9 @@ def _pull(options: argparse.Namespace) -> None:
     from deltahub.names import parse_reference
     from deltahub.transfer import pull_file
 
-    path = options.output or Path(f"{parse_reference(options.task)[0]}.delta")
+    path = options.output or Path(".")
+    if path.is_dir():
+        path /= f"{parse_reference(options.task)[0]}.delta"
     with common.progress("pull") as show:
         version = pull_file(common.open_hub(options), options.task, path, force=options.force, progress=show)
     common.words(f"{version.task}@{version.number} {version.digest[:16]}, verified")
@@ -120,11 +128,17 @@ def _versions(options: argparse.Namespace) -> None:
             [
                 row["version"], row["pushed"], str(row["digest"])[:16], row["size"], row["stored"],
                 ", ".join(tags[record.number]),
-                ", ".join(f"{name} {value:.4g}" for name, value in list(record.manifest.metrics.items())[:2]),
+                _metrics(record.manifest.metrics),
             ]
             for row, record in zip(rows, records, strict=True)
         ),
     )  # fmt: skip
+
+
+def _metrics(found: Mapping[str, float]) -> str:
+    """Two of them, those on validation rows first."""
+    chosen = sorted(found, key=lambda name: not name.startswith("validation_") or name.endswith("_rows"))[:2]
+    return ", ".join(f"{name.removeprefix('validation_')} {found[name]:.4g}" for name in chosen)
 
 
 def _tag(options: argparse.Namespace) -> None:
@@ -140,7 +154,7 @@ def _tag(options: argparse.Namespace) -> None:
 
 def _remove(options: argparse.Namespace) -> None:
     removed = common.open_hub(options).remove(options.task, force=options.force)
-    common.words(f"removed {', '.join(removed)}; `deltahub gc` gives the space back")
+    common.words(f"removed {', '.join(removed)}; `deltahub gc` gives the space back once it is an hour old")
 
 
 def _verify(options: argparse.Namespace) -> None:
@@ -157,10 +171,12 @@ def _verify(options: argparse.Namespace) -> None:
                 f"{problem.key}: {problem.problem}"
                 + (f" (needed by {', '.join(problem.needed_by)})" if problem.needed_by else "")
             )
-        common.words(f"{report.versions} versions, {report.blobs} blobs, {common.size(report.bytes)} read")
+        read = [common.count(report.versions, "version"), common.count(report.blobs, "blob"), common.size(report.bytes)]
+        common.words(f"{', '.join(read)} read; {len(report.problems) or 'nothing'} bad")
     if report.problems:
         raise IntegrityError(
-            f"{len(report.problems)} things in {options.hub} are bad", hint="push the named tasks again"
+            f"{options.hub} is damaged in {common.count(len(report.problems), 'place')}",
+            hint="push the named tasks again",
         )
 
 
@@ -173,5 +189,6 @@ def _gc(options: argparse.Namespace) -> None:
         print(key)
     verb = "would delete" if options.dry_run else "deleted"
     common.words(
-        f"{verb} {len(report.deleted)} objects, {common.size(report.bytes)}; spared {report.spared} young ones"
+        f"{verb} {common.count(len(report.deleted), 'object')}, {common.size(report.bytes)}; "
+        f"spared {report.spared} younger than {options.grace:.0f} s (--grace)"
     )

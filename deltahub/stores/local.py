@@ -113,11 +113,12 @@ def _make_folder(folder: Path) -> None:
 def _read(descriptor: int, start: int, size: int | None) -> bytes:
     """Takes no more memory than the file has bytes, whatever ``size`` asks for."""
     left = max(0, os.fstat(descriptor).st_size - start)
-    data = bytearray(left if size is None else min(size, left))
-    done = 0
-    while done < len(data) and (got := os.preadv(descriptor, [memoryview(data)[done:]], start + done)):
-        done += got
-    return bytes(data[:done])
+    left = left if size is None else min(size, left)
+    parts = []
+    while left > 0 and (part := os.pread(descriptor, left, start)):
+        parts.append(part)
+        start, left = start + len(part), left - len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def _is_temporary(name: str) -> bool:

@@ -74,7 +74,7 @@ def train(
     say: Say = say_on_stderr,
     progress: Progress | None = None,
 ) -> Trained:
-    """Fine-tunes ``base`` on ``rows`` and returns the epoch that did best on ``validation``, of equals that of lower loss.
+    """Fine-tunes ``base`` on ``rows``, returns the epoch that did best on ``validation``, the surer of equals.
 
     One seed gives the same bits on one machine, one number of threads, and the CPU. torch's, NumPy's and Python's
     global random generators are seeded.
