@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -52,7 +53,8 @@ class Base:
         self.path = files.folder
         self.config = files.config
         self._files = files
-        self._identity = Identity.of(files, cache)
+        self._stats = files.stats()
+        self._identity = Identity.of(self._stats, cache)
         self.space = _space(self)
 
     @staticmethod
@@ -67,7 +69,9 @@ class Base:
         Raises:
             CheckpointError: missing, pickled, quantised or damaged; the message says what to do.
         """
-        cache = Path("~/.cache/deltahub").expanduser() if cache is None else cache
+        if cache is None:
+            with contextlib.suppress(RuntimeError):  # no home: every opening hashes anew
+                cache = Path("~/.cache/deltahub").expanduser()
         return Base(checkpoint_files.locate(source, revision), cache)
 
     @cached_property
@@ -78,6 +82,13 @@ class Base:
             CheckpointError: a parameter is NaN or infinite.
         """
         return self._identity.recall() or self._hash(None, (), None)
+
+    def check_unchanged(self) -> None:
+        """Raises CheckpointError if a file was written to since the base was opened: what was read may be of both."""
+        if self._files.stats() != self._stats:
+            raise CheckpointError(
+                f"the files of {self.id} were changed while they were being read", hint="open the base again"
+            )
 
     @property
     def ref(self) -> BaseRef:

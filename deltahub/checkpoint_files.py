@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import re
 import time
 from dataclasses import dataclass
@@ -34,6 +33,11 @@ class CheckpointFiles:
     config: dict[str, Any]
     files: tuple[TensorFile, ...]
     by_tensor: dict[str, TensorFile]
+
+    def stats(self) -> list[list[int]]:
+        """Device, inode, size and both times of every open file: what changes when one is written to."""
+        found = [file.stat() for file in self.files]
+        return sorted([s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns] for s in found)
 
 
 def locate(source: str | Path, revision: str | None) -> CheckpointFiles:
@@ -185,13 +189,11 @@ class Identity:
     path: Path | None
 
     @staticmethod
-    def of(files: CheckpointFiles, cache: Path | None) -> Identity:
-        stats = [os.stat(file.path) for file in files.files]
+    def of(stats: list[list[int]], cache: Path | None) -> Identity:
         # A file written within the clock's grain of a stat could change again unseen, so a fresh one is not remembered.
-        if cache is None or time.time_ns() - max(max(s.st_mtime_ns, s.st_ctime_ns) for s in stats) < 2_000_000_000:
+        if cache is None or time.time_ns() - max(max(row[3:]) for row in stats) < 2_000_000_000:
             return Identity(None, None)
-        rows = sorted([s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns] for s in stats)
-        key = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+        key = hashlib.sha256(json.dumps(stats).encode()).hexdigest()
         return Identity(key, cache / "bases" / key)
 
     def recall(self) -> str | None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from deltahub import digest, tensorfile
 from deltahub.errors import FormatError, MismatchError
-from deltahub.files import store_errors, write_atomic
+from deltahub.files import write_atomic
 from deltahub.manifest import BaseRef, Manifest
 from deltahub.rawtensor import FLOATS, RawTensor
 
@@ -121,13 +121,9 @@ class Delta:
     def load(path: str | Path) -> Delta:
         """Raises FormatError unless ``path`` is a whole, well-formed delta."""
         path = Path(path)
-        if not path.is_file():
-            raise FormatError(
-                f"no file {path}", hint="a task of the hub is named without .delta: TASK, TASK@N or TASK:TAG"
-            )
-        with store_errors(path):
-            data = path.read_bytes()
-        return Delta.loads(data, path.name)
+        if not path.exists():
+            raise FormatError(f"no file {path}", hint="tasks of a hub are named without .delta")
+        return Delta.loads(tensorfile.read_whole(path), path.name)
 
     @staticmethod
     def loads(data: bytes | memoryview, what: str = "the delta") -> Delta:

@@ -10,7 +10,7 @@ from deltahub.binding import Binding
 from deltahub.checkpoint import Base
 from deltahub.delta import Delta
 from deltahub.errors import MismatchError
-from deltahub.rawtensor import dtype_name
+from deltahub.fit import adapted
 
 
 @dataclass(frozen=True)
@@ -50,25 +50,18 @@ class DenseSlots:
     def writes(self, delta: Delta) -> tuple[list[Write], list[Write]]:
         """Writes for every dense tensor and adapter of ``delta``, and the writes that undo them.
 
+        ``delta`` must fit the base, see `fit.check_fit`.
+
         Raises:
-            MismatchError: a tensor that the base or the module lacks, or of another dtype or shape.
+            MismatchError: a tensor that the module lacks, or an adapter that overflows.
         """
         writes, undo = [], []
         for name, tensor in (delta.dense | materialise_adapter(delta, self._base)).items():
-            self._check(name, tensor)
             for slot in self._slots.get(name) or self._find(name):
                 part = tensor if slot.local is None else tensor.reshape(-1)[slot.local]
                 writes.append(Write(slot.undo.target, part, slot.undo.at))
                 undo.append(slot.undo)
         return writes, undo
-
-    def _check(self, name: str, tensor: torch.Tensor) -> None:
-        source = self._base.space.by_name.get(name)
-        if source is None:
-            raise MismatchError(f"dense tensor {name}", expected=f"a tensor of base {self._base.id}")
-        found = (dtype_name(tensor.dtype), tuple(tensor.shape))
-        if found != (source.dtype, source.shape):
-            raise MismatchError(f"dense tensor {name}", expected=f"{source.dtype} {source.shape}", got=found)
 
     def _find(self, name: str) -> list[_Slot]:
         source = self._base.space.by_name[name]
@@ -92,17 +85,16 @@ class DenseSlots:
 
 
 def materialise_adapter(delta: Delta, base: Base) -> dict[str, torch.Tensor]:
-    """Low-rank factors as the whole tensors that they stand for: W + up @ down, computed once in fp32."""
-    factors = delta.adapter
-    names = sorted({name.rpartition(".")[0] for name in factors})
+    """Low-rank factors as the whole tensors that they stand for: W + up @ down, computed once in fp32.
+
+    Raises:
+        MismatchError: the result has NaN or infinite numbers.
+    """
     made = {}
-    for name in names:
-        up, down = factors.get(f"{name}.up"), factors.get(f"{name}.down")
-        tensor = base.space.by_name.get(name)
-        if up is None or down is None or tensor is None or (up.shape[0], down.shape[1]) != tensor.shape:
-            raise MismatchError(
-                f"adapter of {name}", expected="factors `up` (out x r) and `down` (r x in) of a matrix of the base"
-            )
+    for name in adapted(delta):
         weight = base.read(name).torch()
+        up, down = delta.adapter[f"{name}.up"], delta.adapter[f"{name}.down"]
         made[name] = (weight.float() + up.float() @ down.float()).to(weight.dtype)
+        if not bool(torch.isfinite(made[name]).all()):
+            raise MismatchError(f"the adapter of {name} overflows", hint="the training diverged; do not use this task")
     return made

@@ -24,6 +24,8 @@ def write_atomic(path: Path, parts: Iterable[BytesLike], *, exclusive: bool = Fa
     Raises:
         StoreError: the disk is full, the folder is missing or read-only.
     """
+    if path.exists() and not path.is_file():
+        raise StoreError(f"{path} is not a regular file", hint="give another name")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
     with store_errors(path):
         try:

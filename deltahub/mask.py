@@ -14,7 +14,7 @@ from deltahub import digest, selection, tensorfile
 from deltahub.checkpoint import Base, Progress
 from deltahub.codecs import index as index_codec
 from deltahub.errors import FormatError, MismatchError, UsageError
-from deltahub.files import store_errors, write_atomic
+from deltahub.files import write_atomic
 from deltahub.manifest import REBUILDABLE, BaseRef, MaskRef, Plain
 from deltahub.rawtensor import RawTensor
 from deltahub.space import Positions, SpaceTensor
@@ -113,6 +113,7 @@ class Mask:
             indices = selection.random(base, tensors, k, seed, progress)
         else:
             indices = selection.smallest(base, tensors, k, progress)
+        base.check_unchanged()
         return Mask(base.ref, base.space.size, made, indices)
 
     @staticmethod
@@ -156,10 +157,17 @@ class Mask:
             return Mask.rebuild(base, ref, progress)
         if mask.digest != ref.digest:
             raise MismatchError("the delta is aligned to another mask", expected=ref.digest[:16], got=mask.digest[:16])
+        mask.check_base(base)
         return mask
 
     def check_base(self, base: Base) -> None:
         """Raises MismatchError unless the mask was made on ``base``."""
+        if base.digest == self.base.digest and base.space.size != self.n:
+            raise MismatchError(
+                "the mask counts parameters otherwise than the base does", expected=f"{self.n:,}",
+                got=f"{base.space.size:,}", hint="open the base with the config.json that the mask was made with "
+                "(tie_word_embeddings decides whether a tied tensor counts once)",
+            )  # fmt: skip
         if base.digest != self.base.digest:
             raise MismatchError(
                 f"the mask was made on base {self.base.id}", expected=f"base {self.base.digest[:16]}",
@@ -182,12 +190,13 @@ class Mask:
     def load(path: str | Path) -> Mask:
         """Raises FormatError or IntegrityError unless ``path`` is a whole mask file."""
         path = Path(path)
-        with store_errors(path):
-            tensors, metadata = tensorfile.loads(path.read_bytes(), path.name)
+        tensors, metadata = tensorfile.loads(tensorfile.read_whole(path), path.name)
         if set(metadata) != {_KEY} or set(tensors) != {"index"}:
             raise FormatError(f"{path.name} is not a mask", hint="make one with `deltahub mask build`")
         try:
             document = strict_json(metadata[_KEY], path.name)
+            if not isinstance(document["recipe"], dict) or set(document["base"]) != {"digest", "id", "revision"}:
+                raise TypeError("recipe or base")
             if document["format_version"] != _FORMAT_VERSION:
                 raise FormatError(f"{path.name}", expected=f"format {_FORMAT_VERSION}", got=document["format_version"])
             stored = tensors["index"].data

@@ -12,6 +12,7 @@ from deltahub.checkpoint import Base
 from deltahub.delta import Delta
 from deltahub.dense import DenseSlots, Write
 from deltahub.errors import MismatchError, PoisonedError, ResidentError
+from deltahub.fit import check_fit
 from deltahub.layout import check_values, flatten, segments
 from deltahub.mask import Mask
 from deltahub.rawtensor import RawTensor, torch_dtype
@@ -51,6 +52,7 @@ class Resident:
         self.mask = mask
         self.binding = bind(module, base)
         check_values(self.binding, base)
+        base.check_unchanged()
         self.flats = flatten(self.binding)
         self.segments = tuple(segments(self.binding, self.flats, base, mask)) if mask is not None else ()
         self._dtype = base.space.widest(mask.indices) if mask is not None else None
@@ -172,7 +174,8 @@ class Resident:
 
     def _prepare(self, delta: Delta) -> tuple[list[Write], list[Write]]:
         """The dense and head writes of ``delta`` and those that undo them, after every check."""
-        self._check_delta(delta)
+        check_fit(delta, self.base, self.mask)
+        self._check_exact(delta)
         with torch.no_grad():
             writes, undo = self._dense.writes(delta)
             for name, tensor in delta.head.items():
@@ -189,14 +192,15 @@ class Resident:
                 undo.append(Write(own.data, at_start))
         return writes, undo
 
-    def _check_delta(self, delta: Delta) -> None:
-        manifest = delta.manifest
-        delta.check_base(self.base.ref)
-        if manifest.mask is not None and (self.mask is None or manifest.mask.digest != self.mask.digest):
-            raise MismatchError(
-                f"{delta.task} is aligned to another mask", expected=f"mask {manifest.mask.digest[:16]}",
-                got=self.mask.digest[:16] if self.mask else "none", hint="bind the base with the delta's own mask",
-            )  # fmt: skip
-        values = delta.tensors.get("values")
-        if values is not None and values.dtype != self._dtype:
-            raise MismatchError(f"values of {delta.task}", expected=self._dtype, got=values.dtype)
+    def _check_exact(self, delta: Delta) -> None:
+        """Where masked tensors differ in dtype, each value must be one of its own tensor's numbers."""
+        values = delta.values
+        for segment in self.segments:
+            if values is None or segment.flat.dtype == values.dtype:
+                continue
+            part = values[segment.part]
+            if not torch.equal(part.to(segment.flat.dtype).to(part.dtype), part):
+                raise MismatchError(
+                    f"values of {delta.task}", expected=f"numbers that {segment.flat.dtype} holds exactly",
+                    hint="values of a base of mixed dtypes cannot be rounded to int8 or int4: push them exact",
+                )  # fmt: skip

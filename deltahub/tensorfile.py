@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from deltahub.errors import FormatError
+from deltahub.files import store_errors
 from deltahub.rawtensor import ITEMSIZE, Bytes, RawTensor
 
 _MAX_HEADER = 100 << 20  # the limit of the safetensors library
@@ -129,6 +130,8 @@ class TensorFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        if path.exists() and not path.is_file():
+            raise FormatError(f"{path} is not a regular file")
         try:
             self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
@@ -153,10 +156,25 @@ class TensorFile:
                 raise FormatError(f"{self.path} ended early", hint="it was cut off while being read; fetch it again")
             done += got
 
+    def stat(self) -> os.stat_result:
+        """Of the file that is open, whatever its name leads to by now."""
+        return os.fstat(self._descriptor)
+
     def _read(self, position: int, size: int) -> bytes:
         data = bytearray(size)
         self.read_into(position, memoryview(data))
         return bytes(data)
+
+
+def read_whole(path: Path) -> bytes:
+    """All bytes of a safetensors file, after its header was found to fit its size.
+
+    Raises:
+        FormatError: it does not, or the file cannot be read.
+    """
+    TensorFile(path)
+    with store_errors(path):
+        return path.read_bytes()
 
 
 def loads(data: bytes | mmap.mmap | memoryview, what: str) -> tuple[dict[str, RawTensor], dict[str, str]]:

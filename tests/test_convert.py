@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -12,9 +13,10 @@ from deltahub.checkpoint import Base
 from deltahub.compare import diff
 from deltahub.convert.extract import extract
 from deltahub.convert.materialize import materialize
-from deltahub.errors import MismatchError, OutsideMaskError, UsageError
+from deltahub.errors import CheckpointError, MismatchError, OutsideMaskError, UsageError
 from deltahub.mask import Mask
 from deltahub.merge import merge
+from deltahub.rawtensor import RawTensor
 from deltahub.resident import Resident
 from tests.deltas import random_delta
 from tests.models import CONFIGS, bits, load, load_classifier, same_bits
@@ -173,3 +175,80 @@ def test_an_extracted_delta_has_memory_of_its_own(base_of, folder_of):
         for parameter in model.parameters():
             parameter.zero_()
     assert b"".join(delta.dump()) == before
+
+
+def test_what_does_not_fit_is_never_materialized(base_of, tmp_path):
+    """The same checks as a swap: a wrong tensor must not make a checkpoint that loads."""
+    base = base_of("bert")
+    mask = Mask.build(base, 0.02)
+    good = random_delta(base, mask, dense=("encoder.layer.0.output.dense.bias",), classes=2)
+    bias = good.tensors["dense.encoder.layer.0.output.dense.bias"]
+    short = dataclasses.replace(bias, shape=(16,), data=bias.data[:64])
+    wrong = [
+        {"dense.encoder.layer.0.output.dense.bias": short},
+        {"dense.no.such.tensor": bias},
+        {"head.encoder.layer.0.output.LayerNorm.bias": bias},
+        {"adapter.encoder.layer.0.output.dense.weight.up": bias},
+        {"values": RawTensor.of_bits("BF16", (mask.k,), np.zeros(mask.k, np.uint16))},
+    ]
+    for number, change in enumerate(wrong):
+        delta = dataclasses.replace(good, tensors={**good.tensors, **change})
+        with pytest.raises(MismatchError):
+            materialize(base, delta, tmp_path / str(number))
+        with pytest.raises(MismatchError):
+            Resident.load(base, mask).swap(delta)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_adapter_that_overflows_is_refused(base_of):
+    base = base_of("bert")
+    name = "encoder.layer.0.output.dense.weight"
+    rows, columns = base.space.by_name[name].shape
+    huge = {"up": torch.full((rows, 1), 3e38), "down": torch.full((1, columns), 3e38)}
+    factors = {f"adapter.{name}.{part}": RawTensor.of_torch(tensor) for part, tensor in huge.items()}
+    delta = dataclasses.replace(random_delta(base, None), tensors=factors)
+    with pytest.raises(MismatchError, match="overflows"):
+        Resident.load(base, None).swap(delta)
+
+
+def test_only_what_belongs_to_a_model_goes_along(folder_of, tmp_path):
+    import shutil
+
+    shutil.copytree(folder_of("bert"), tmp_path / "b")
+    for name in (".netrc", "id_rsa", "train.jsonl", "modeling.py", "tokenizer.json", "vocab.txt"):
+        (tmp_path / "b" / name).write_text("{}")
+    base = Base.open(tmp_path / "b", cache=tmp_path)
+    out = materialize(base, random_delta(base, Mask.build(base, 0.01)), tmp_path / "out")
+    assert {path.name for path in out.iterdir()} == {"config.json", "model.safetensors", "tokenizer.json", "vocab.txt"}
+
+
+def test_a_config_that_counts_ties_otherwise_cannot_shift_a_mask(tmp_path):
+    """tie_word_embeddings changes the space but not the base digest: the mask's n tells."""
+    shared = torch.randn(8, 4)
+    tensors = {"shared.weight": shared, "lm_head.weight": shared.clone(), "zz.block.0.weight": torch.randn(64, 4)}
+    from safetensors.torch import save_file
+
+    bases = []
+    for tied in (True, False):
+        folder = tmp_path / str(tied)
+        folder.mkdir()
+        save_file(tensors, folder / "model.safetensors")
+        (folder / "config.json").write_text(json.dumps({"tie_word_embeddings": tied}))
+        bases.append(Base.open(folder, cache=tmp_path))
+    assert bases[0].digest == bases[1].digest
+    mask = Mask.build(bases[0], 0.1)
+    with pytest.raises(MismatchError, match="tie_word_embeddings"):
+        materialize(bases[1], random_delta(bases[0], mask), tmp_path / "out", mask=mask)
+
+
+def test_a_base_that_is_overwritten_while_in_use_is_noticed(folder_of, tmp_path):
+    import shutil
+
+    shutil.copytree(folder_of("bert"), tmp_path / "b")
+    base = Base.open(tmp_path / "b", cache=tmp_path)
+    with (tmp_path / "b" / "model.safetensors").open("r+b") as file:
+        file.seek(-4, 2)
+        file.write(b"\0\0\0\0")
+    for use in (lambda: Mask.build(base, 0.01), lambda: Resident.load(base, None)):
+        with pytest.raises(CheckpointError, match="changed while"):
+            use()

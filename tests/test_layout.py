@@ -18,7 +18,7 @@ LAYERS = [
     {"files", "rawtensor", "keys"},
     {"tensorfile"},
     {"codecs", "stores", "manifest", "space"},
-    {"checkpoint_files", "checkpoint", "selection", "mask", "delta", "records"},
+    {"checkpoint_files", "checkpoint", "selection", "mask", "delta", "fit", "records"},
     {"backbone", "binding", "layout", "dense", "resident", "heads"},
     {"hub", "versions", "garbage", "verification", "report"},
     {"transfer", "tuning", "convert", "merge", "compare", "predict"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -37,14 +38,25 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
+def _mend_streams() -> None:
+    """Closed streams lead nowhere instead of to errors; what the terminal cannot show is escaped."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  (lives as long as the process)
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
+    _mend_streams()
     options = _parse(arguments)
     try:
         common.check_output(options)
         options.run(options)
         sys.stdout.flush()
     except DeltahubError as error:
-        print(f"deltahub: {error}", file=sys.stderr)
+        print(f"deltahub: {common.printable(str(error))}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt:
         print("deltahub: interrupted; nothing was half-written", file=sys.stderr)

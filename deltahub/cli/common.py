@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -52,8 +53,8 @@ def check_output(options: argparse.Namespace) -> None:
             f"-o {path}", expected="a folder that exists", got=f"no folder {path.parent}", hint="make it first"
         )
     if getattr(options, "writes_file", False):
-        if path.is_dir():
-            raise UsageError(f"-o {path}", expected="a file name", got="a folder")
+        if path.exists() and not path.is_file():
+            raise UsageError(f"-o {path}", expected="a file name", got="a folder" if path.is_dir() else "a device")
         if path.exists() and not options.force:
             raise UsageError(f"-o {path} exists", hint="give another name, or --force to replace it")
 
@@ -165,7 +166,12 @@ def _cell(item: object) -> str:
         return "-"
     if isinstance(item, int) and not isinstance(item, bool):
         return f"{item:,}"
-    return str(item)
+    return printable(str(item))
+
+
+def printable(text: str) -> str:
+    """Control characters as escapes: names and labels in a file must not steer anyone's terminal."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: ascii(found.group())[1:-1], text)
 
 
 def count(number: int, thing: str) -> str:

@@ -70,7 +70,7 @@ def _positions(path: Path):  # type: ignore[no-untyped-def]  # numpy's types wou
     try:
         with store_errors(path):
             found = np.load(path, allow_pickle=False)
-    except ValueError as error:
+    except Exception as error:  # noqa: BLE001  (numpy raises all sorts for what is no array)
         raise FormatError(f"{path} is not an array of numbers ({error})", expected=".npy of int64") from None
     if found.dtype.kind not in "iu":
         raise FormatError(f"{path}", expected="whole numbers", got=found.dtype)

@@ -6,9 +6,13 @@ import argparse
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from deltahub.cli import common
 from deltahub.tuning.settings import Settings
+
+if TYPE_CHECKING:
+    from deltahub.delta import Delta
 
 
 def add(commands: common.Commands) -> None:
@@ -87,9 +91,33 @@ def _train(options: argparse.Namespace) -> None:
             settings=settings, state=options.state, resume=options.resume, device=options.device,
             say=common.words, progress=show,
         )  # fmt: skip
-    trained.delta.save(options.output)
-    common.words(f"{options.output}: {common.size(options.output.stat().st_size)}; push it with `deltahub push`")
+    path = _save(trained.delta, options.output)
+    common.words(f"{path}: {common.size(path.stat().st_size)}; push it with `deltahub push`")
     print(trained.delta.digest)
+
+
+def _save(delta: Delta, output: Path) -> Path:
+    """A training is not lost for want of room: what cannot be written where it should goes to the temporary folder."""
+    import tempfile
+
+    from deltahub.errors import StoreError
+
+    try:
+        return delta.save(output)
+    except StoreError as error:
+        fallback = Path(tempfile.gettempdir()) / f"{delta.task}-{delta.digest[:16]}.delta"
+        common.words(f"{error}; the trained task is kept in {fallback}")
+        return delta.save(fallback)
+
+
+def _lines() -> list[str]:
+    """Standard input, a text a line."""
+    from deltahub.errors import UsageError
+
+    try:
+        return sys.stdin.buffer.read().decode().splitlines() if sys.stdin else []
+    except UnicodeDecodeError as error:
+        raise UsageError(f"standard input is not UTF-8 ({error.reason} at byte {error.start})") from None
 
 
 def _predict(options: argparse.Namespace) -> None:
@@ -97,7 +125,7 @@ def _predict(options: argparse.Namespace) -> None:
     from deltahub.predict import Predictor
 
     delta = common.load_delta(options.task, options)
-    texts = options.texts or [line.rstrip("\n") for line in sys.stdin]
+    texts = options.texts or _lines()
     if not texts:
         raise UsageError("no text", expected="arguments, or lines on standard input")
     if options.batch_size < 1:

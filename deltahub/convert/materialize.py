@@ -7,6 +7,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,17 @@ from deltahub.checkpoint import Base, Progress
 from deltahub.delta import Delta
 from deltahub.errors import UsageError
 from deltahub.files import store_errors, sync_folder, write_atomic
+from deltahub.fit import check_fit
 from deltahub.mask import Mask
 from deltahub.rawtensor import RawTensor, narrow
 from deltahub.tensorfile import TensorFile
 
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".ot", ".gguf")
+_COMPANIONS = (
+    "tokenizer*.json", "tokenizer*.model", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt",
+    "merges.txt", "spiece.model", "sentencepiece*.model", "*preprocessor_config.json", "*processor_config.json",
+    "generation_config.json", "chat_template*", "sentence_bert_config.json", "LICENSE*",
+)  # fmt: skip
+"""What goes along from the base's folder: never weights, code, or files that have nothing to do with a model."""
 
 
 def materialize(
@@ -48,6 +55,7 @@ def materialize(
             _copy_companions(base, temporary)
             _write_config(base, delta, temporary)
             _write_weights(base, patch, temporary, progress)
+            base.check_unchanged()
             sync_folder(temporary)
             if out.exists():
                 out.rmdir()
@@ -64,6 +72,8 @@ class _Patch:
     def __init__(self, base: Base, delta: Delta, mask: Mask | None) -> None:
         manifest = delta.manifest
         delta.check_base(base.ref)
+        self.mask = Mask.resolve(base, manifest.mask, mask) if manifest.mask else None
+        check_fit(delta, base, self.mask)
         self.base = base
         self.prefix = manifest.backbone_prefix
         self.head = delta.raw("head")
@@ -73,7 +83,6 @@ class _Patch:
             from deltahub.dense import materialise_adapter
 
             self.dense |= {name: RawTensor.of_torch(t) for name, t in materialise_adapter(delta, base).items()}
-        self.mask = Mask.resolve(base, manifest.mask, mask) if manifest.mask else None
         self.parts = {tensor.name: part for tensor, part in base.space.split(self.mask.indices)} if self.mask else {}
 
     def read(self, name: str) -> RawTensor:
@@ -90,10 +99,8 @@ class _Patch:
 
 
 def _copy_companions(base: Base, out: Path) -> None:
-    """Tokenizer and other small files; never weights, code, or what the config says of them."""
     for path in sorted(base.path.iterdir()):
-        skip = path.suffix in (*_WEIGHTS, ".py") or path.name == "config.json" or path.name.endswith(".index.json")
-        if path.is_file() and not skip:
+        if path.is_file() and any(fnmatchcase(path.name, pattern) for pattern in _COMPANIONS):
             shutil.copyfile(path, out / path.name)
 
 
