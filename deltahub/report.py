@@ -9,6 +9,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from deltahub.checkpoint import Base
+from deltahub.delta import GROUPS
 from deltahub.rawtensor import ITEMSIZE
 
 if TYPE_CHECKING:
@@ -43,6 +44,10 @@ class TaskBytes:
     lossy: str | None
 
     @property
+    def coding(self) -> str:
+        return self.lossy.partition(",")[0] if self.lossy else "exact"
+
+    @property
     def stored(self) -> int:
         return self.values + self.dense + self.adapter + self.head + self.record
 
@@ -71,9 +76,20 @@ class Peer:
 
 
 @dataclass(frozen=True)
+class Coding:
+    """The versions whose values are coded alike: ``exact``, ``int8`` or ``int4``, and the mean bytes of one."""
+
+    name: str
+    versions: int
+    mean_task: float
+
+
+@dataclass(frozen=True)
 class Projection:
+    """Bytes of so many tasks: in a hub where all are coded alike, by coding, and kept in other ways."""
+
     tasks: int
-    hub: float
+    hub: dict[str, float]
     peers: dict[str, float]
 
 
@@ -82,14 +98,17 @@ class Report:
     """A hub's bytes.
 
     Attributes:
-        total: all blobs once, records and masks; the base itself is never in a hub, nor counted for any peer.
-        mean_task: what one version adds on average.
+        names: how many tasks the versions belong to.
+        parts: of the whole hub, each blob once: ``values``, ``dense``, ``adapter``, ``head``, ``record``, ``index``.
+        total: their sum; the base itself is never in a hub, nor counted for any peer.
     """
 
     tasks: tuple[TaskBytes, ...]
+    names: int
     masks: tuple[MaskBytes, ...]
+    parts: dict[str, int]
     total: int
-    mean_task: float
+    codings: tuple[Coding, ...]
     peers: tuple[Peer, ...]
     projections: tuple[Projection, ...]
 
@@ -108,10 +127,8 @@ def report(hub: Hub, base: Base | None = None) -> Report:
     ]
     spaces = {mask.digest: mask.n for mask in masks}
     tasks = tuple(_task(record, spaces, base) for record in records)
-    blobs = {section.data.blob: section.data.stored for record in records for section in record.sections}
     shared = sum(mask.stored for mask in masks) + sum(len(mask.to_bytes()) for mask in kept)
-    own = sum(blobs.values()) + sum(row.record for row in tasks)
-    mean = own / len(tasks) if tasks else 0.0
+    parts = _parts(records) | {"record": sum(row.record for row in tasks), "index": shared}
     columns: dict[str, list[int | None]] = {
         "full checkpoint each": [row.full_checkpoint for row in tasks],
         "fp16 values + int32 index": [row.plain_sparse for row in tasks],
@@ -123,11 +140,30 @@ def report(hub: Hub, base: Base | None = None) -> Report:
         for name, column in known.items()
         if column and len(column) == len(tasks)
     )
+    codings = _codings(tasks)
     projections = tuple(
-        Projection(count, shared + mean * count, {peer.name: peer.mean_task * count for peer in peers})
+        Projection(
+            count,
+            {coding.name: shared + coding.mean_task * count for coding in codings},
+            {peer.name: peer.mean_task * count for peer in peers},
+        )
         for count in PROJECTIONS
     )
-    return Report(tasks, tuple(masks), own + shared, mean, peers, projections if tasks else ())
+    names = len({record.task for record in records})
+    return Report(tasks, names, tuple(masks), parts, sum(parts.values()), codings, peers, projections if tasks else ())
+
+
+def _parts(records: Sequence[VersionRecord]) -> dict[str, int]:
+    """Stored bytes by group, every blob once."""
+    blobs = {section.data.blob: section for record in records for section in record.sections}
+    return {group: sum(section.data.stored for section in blobs.values() if section.group == group) for group in GROUPS}
+
+
+def _codings(tasks: Sequence[TaskBytes]) -> tuple[Coding, ...]:
+    found: dict[str, list[int]] = {}
+    for row in tasks:
+        found.setdefault(row.coding, []).append(row.stored)
+    return tuple(Coding(name, len(sizes), sum(sizes) / len(sizes)) for name, sizes in sorted(found.items()))
 
 
 def index_floor(n: int, k: int) -> int:
@@ -173,24 +209,27 @@ def _task(record: VersionRecord, spaces: dict[str, int], base: Base | None) -> T
 
 def html(found: Report) -> str:
     """The report as one self-contained page."""
-    head = ["task", "values", "dense", "adapter", "head", "record", "stored", "full checkpoint"]
+    head = ["version", "values", "dense", "adapter", "head", "record", "stored", "full checkpoint", "lossy"]
     tasks = [
-        [t.version, t.values, t.dense, t.adapter, t.head, t.record, t.stored, t.full_checkpoint] for t in found.tasks
+        [t.version, t.values, t.dense, t.adapter, t.head, t.record, t.stored, t.full_checkpoint, t.lossy]
+        for t in found.tasks
     ]
     ways = [["this hub", found.total]] + [[peer.name, peer.total] for peer in found.peers]
-    projected = [[p.tasks, round(p.hub), *(round(value) for value in p.peers.values())] for p in found.projections]
-    names = [peer.name for peer in found.peers]
+    projected = [
+        [p.tasks, *(round(value) for value in [*p.hub.values(), *p.peers.values()])] for p in found.projections
+    ]
+    names = [f"hub, {coding.name}" for coding in found.codings] + [peer.name for peer in found.peers]
     return (
         "<!doctype html><meta charset=utf-8><title>deltahub report</title>"
         "<style>body{font:15px system-ui;margin:2em}table{border-collapse:collapse;margin:1em 0}"
         "td,th{padding:.2em .8em;text-align:right;border-bottom:1px solid #ddd}"
         "td:first-child,th:first-child{text-align:left}</style>"
-        f"<h1>deltahub report</h1><p>{len(found.tasks)} versions, {found.total:,} bytes.</p>"
+        f"<h1>deltahub report</h1><p>{len(found.tasks)} versions of {found.names} tasks, {found.total:,} bytes.</p>"
         + _table(head, tasks)
         + "<h2>Against other ways, in bytes</h2>"
         + _table(["way", "bytes"], ways)
         + "<h2>Projected, in bytes</h2>"
-        + _table(["tasks", "this hub", *names], projected)
+        + _table(["tasks", *names], projected)
     )
 
 

@@ -59,7 +59,9 @@ def test_the_total_is_what_lies_in_the_store(hub):
             assert getattr(row, group) == sum(parts)
     twice = sum(row.stored for row in found.tasks) - versions - (stored - sum(row.stored for row in found.masks))
     assert twice == by_name["twin@1"].values + 2 * by_name["twin@1"].dense + by_name["rounded@1"].head
-    assert found.mean_task == (stored - sum(row.stored for row in found.masks) + versions) / 4
+    assert found.names == 4
+    assert sum(found.parts.values()) == found.total
+    assert found.parts["index"] == masks + sum(row.stored for row in found.masks)
 
 
 def test_the_peers_are_counted_as_they_would_be_stored(hub, base):
@@ -79,12 +81,16 @@ def test_the_peers_are_counted_as_they_would_be_stored(hub, base):
     assert [row.full_checkpoint for row in without.tasks] == [row.full_checkpoint for row in found.tasks]
 
 
-def test_projections_are_masks_plus_tasks(hub, base):
+def test_projections_are_the_index_plus_tasks_of_one_coding(hub, base):
     found = hub.report(base)
-    shared = found.total - 4 * found.mean_task
+    exact, rounded = found.codings
+    assert ((exact.name, exact.versions), (rounded.name, rounded.versions)) == (("exact", 3), ("int4", 1))
+    assert exact.mean_task == sum(row.stored for row in found.tasks if not row.lossy) / 3
     assert tuple(row.tasks for row in found.projections) == PROJECTIONS
     for row in found.projections:
-        assert row.hub == pytest.approx(shared + row.tasks * found.mean_task)
+        assert row.hub == {
+            coding.name: found.parts["index"] + row.tasks * coding.mean_task for coding in (exact, rounded)
+        }
         assert row.peers == {peer.name: peer.mean_task * row.tasks for peer in found.peers}
 
 
@@ -96,8 +102,8 @@ def test_rounded_versions_are_marked(hub):
 
 def test_an_empty_hub_has_an_empty_report(tmp_path):
     found = Hub.open(tmp_path / "hub").report()
-    assert (found.tasks, found.masks, found.total, found.mean_task, found.projections) == ((), (), 0, 0.0, ())
-    assert "0 versions, 0 bytes" in html(found)
+    assert (found.tasks, found.masks, found.total, found.codings, found.projections) == ((), (), 0, (), ())
+    assert "0 versions of 0 tasks, 0 bytes" in html(found)
 
 
 def test_removed_versions_do_not_count(hub):

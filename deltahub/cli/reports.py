@@ -41,30 +41,37 @@ def _report(options: argparse.Namespace) -> None:
 
 def _print(found: Report) -> None:
     size = common.size
+    rows: list[list[object]] = [
+        [
+            row.version, size(row.values), size(row.dense), size(row.adapter), size(row.head), size(row.record), "",
+            size(row.stored), f"{row.stored / row.full_checkpoint:.3%}" if row.full_checkpoint else None, row.lossy,
+        ]
+        for row in found.tasks
+    ]  # fmt: skip
+    rows.append(["whole hub", *(size(part) for part in found.parts.values()), size(found.total), "", ""])
     common.print_table(
-        ["task", "values", "dense", "adapter", "head", "record", "stored", "of full", "lossy"],
-        (
-            [
-                row.version, size(row.values), size(row.dense), size(row.adapter), size(row.head), size(row.record),
-                size(row.stored), f"{row.stored / row.full_checkpoint:.3%}" if row.full_checkpoint else None, row.lossy,
-            ]
-            for row in found.tasks
-        ),
-    )  # fmt: skip
+        ["version", "values", "dense", "adapter", "head", "record", "index", "stored", "of full", "lossy"], rows
+    )
     if not found.tasks:
         return
+    versions, tasks = common.count(len(found.tasks), "version"), common.count(found.names, "task")
     print()
-    rows = [["this hub", size(found.total), "-", size(found.mean_task)]]
-    rows += [
+    ways = [["this hub", size(found.total), "-", size(found.total / len(found.tasks))]]
+    ways += [
         [peer.name, size(peer.total), f"{peer.total / found.total:.1f} x", size(peer.mean_task)] for peer in found.peers
     ]
-    common.print_table([f"{len(found.tasks)} tasks", "bytes", "against the hub", "one task"], rows)
+    common.print_table([f"{versions} of {tasks}", "bytes", "against the hub", "one version"], ways)
     print()
-    names = [peer.name for peer in found.peers]
+    head = [f"hub, {coding.name}" for coding in found.codings] + [peer.name for peer in found.peers]
     common.print_table(
-        ["projected", "this hub", *names],
-        ([f"{p.tasks:,} tasks", size(p.hub), *(size(p.peers[name]) for name in names)] for p in found.projections),
+        ["projected", *head],
+        ([f"{p.tasks:,} tasks", *(size(n) for n in [*p.hub.values(), *p.peers.values()])] for p in found.projections),
     )
     for mask in found.masks:
         stored = f"{mask.stored:,} bytes stored" if mask.stored else "nothing stored, its recipe rebuilds it"
-        print(f"\nmask {mask.digest[:16]}: {mask.k:,} of {mask.n:,}; {stored}; entropy floor {mask.floor:,} bytes")
+        print(
+            f"\nmask {mask.digest[:16]}: {mask.k:,} of {mask.n:,} positions; {stored} "
+            f"(a list of random positions takes {mask.floor:,} bytes at least)"
+        )
+    if not any(peer.name.startswith("PEFT") for peer in found.peers):
+        common.words("give --base to compare with full checkpoints and LoRA")
