@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from deltahub.merge import merge as merge
     from deltahub.predict import Predictor as Predictor
     from deltahub.resident import Resident as Resident
+    from deltahub.tuning.settings import Settings as Settings
     from deltahub.tuning.train import train as train
 
 _HOME = {
@@ -31,6 +32,7 @@ _HOME = {
     "Mask": "mask",
     "Predictor": "predict",
     "Resident": "resident",
+    "Settings": "tuning.settings",
     "TaskVersion": "hub",
     "extract": "convert.extract",
     "materialize": "convert.materialize",

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -205,3 +208,61 @@ def test_a_lossy_extract_says_what_was_lost(run, base_of, folder_of):
     code, _, err = run(*arguments, "--lossy")
     assert code == 0
     assert re.search(r"lost 9\d\.\d\d% of the change", err)
+
+
+def test_texts_may_follow_options(run):
+    from deltahub.cli import _parse
+
+    assert _parse(["predict", "sst2", "--base", "b", "one", "two"]).texts == ["one", "two"]
+    code, _, err = run("predict", "sst2", "--base", "b", "one", "--colour", "red")
+    assert code == 2
+    assert "usage: deltahub predict" in err
+
+
+def test_output_names_are_checked_before_any_work(run, base_of):
+    for name in "ab":
+        random_delta(base_of("bert"), Mask.build(base_of("bert"), 0.02), task=name).save(f"{name}.delta")
+    before = Path("a.delta").read_bytes()
+    assert run("merge", "a.delta", "b.delta", "-o", "a.delta")[0] == 2
+    assert Path("a.delta").read_bytes() == before
+    assert run("merge", "a.delta", "b.delta", "-o", "/dev/null", "--force")[0] == 2
+    assert Path("/dev/null").is_char_device()
+    good(run("merge", "a.delta", "b.delta", "-o", "a.delta", "--force"))
+
+
+def test_names_in_files_cannot_steer_the_terminal(run, base_of):
+    delta = random_delta(base_of("bert"), Mask.build(base_of("bert"), 0.02))
+    delta.with_manifest(licence="\x1b[2J\x07MIT").save("esc.delta")
+    code, out, err = run("inspect", "esc.delta")
+    assert code == 0
+    assert "\x1b" not in out + err
+    assert "\\x1b[2J\\x07MIT" in out
+
+
+def test_a_training_is_not_lost_when_its_place_is(base_of, tmp_path, monkeypatch, capsys):
+    from deltahub.cli.training import _save
+
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    delta = random_delta(base_of("bert"), Mask.build(base_of("bert"), 0.02))
+    path = _save(delta, tmp_path / "gone" / "x.delta")
+    assert Delta.load(path).digest == delta.digest
+    assert str(path) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("streams", [">&-", "2>&-", "<&-", ">&- 2>&- <&-"])
+def test_closed_streams_do_not_matter(tmp_path, streams):
+    command = f"{sys.executable} -m deltahub.cli verify --hub {tmp_path / 'hub'} {streams}"
+    from deltahub.hub import Hub
+
+    Hub.open(tmp_path / "hub")
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_text_that_is_no_utf8_is_refused(run, base_of, folder_of, monkeypatch):
+    random_delta(base_of("bert"), Mask.build(base_of("bert"), 0.02), classes=2).save("good.delta")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe\n")))
+    code, out, err = run("predict", "good.delta", "--base", folder_of("bert"))
+    assert (code, out) == (2, "")
+    assert "not UTF-8" in err
