@@ -39,6 +39,13 @@ class Placement:
     sources: tuple[str, ...]
     trace: torch.Tensor | None = None
 
+    def elements(self, source: SpaceTensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """For a traced tensor, which of its elements hold parameters of ``source``, and which ones: both (m,) int64."""
+        assert self.trace is not None
+        flat = self.trace.reshape(-1)
+        at = torch.nonzero(_inside(flat, source)).reshape(-1)
+        return at, flat[at] - source.offset
+
 
 @dataclass(frozen=True)
 class Binding:

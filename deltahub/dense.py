@@ -74,9 +74,7 @@ class DenseSlots:
             if place.trace is None:
                 slots.append(_Slot(Write(target, own.to(target.device)), None))
             else:
-                flat = place.trace.reshape(-1)
-                at = torch.nonzero((flat >= source.offset) & (flat < source.offset + source.size)).reshape(-1)
-                local = flat[at] - source.offset
+                at, local = place.elements(source)
                 slots.append(_Slot(Write(target, own.reshape(-1)[local], at.to(target.device)), local))
         if not slots:
             raise MismatchError(f"dense tensor {name}", expected="a place for it in the module", got="none")

@@ -50,10 +50,8 @@ def check_values(binding: Binding, base: Base) -> None:
             if placement.trace is None:
                 same = np.array_equal(raw.bits, found.bits)
             else:
-                tensor = base.space.by_name[source]
-                flat = placement.trace.reshape(-1).numpy()
-                at = np.flatnonzero((flat >= tensor.offset) & (flat < tensor.offset + tensor.size))
-                same = np.array_equal(raw.bits[flat[at] - tensor.offset], found.bits[at])
+                at, local = placement.elements(base.space.by_name[source])
+                same = np.array_equal(raw.bits[local.numpy()], found.bits[at.numpy()])
             if not same:
                 raise MismatchError(
                     f"{placement.name} of the module differs from {source} of {base.id}", expected="the same bits",

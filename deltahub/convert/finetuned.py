@@ -109,10 +109,9 @@ def _of_module(base: Base, module: torch.nn.Module) -> FineTuned:
             raw = RawTensor.of_torch(place.tensor)
             if place.trace is None:
                 return raw
-            flat = place.trace.reshape(-1).numpy()
-            at = np.flatnonzero((flat >= source.offset) & (flat < source.offset + source.size))
+            at, local = place.elements(source)
             found = np.empty(source.size, raw.bits.dtype) if found is None else found
-            found[flat[at] - source.offset] = raw.bits[at]
+            found[local.numpy()] = raw.bits[at.numpy()]
             dtype = raw.dtype
         return None if found is None else RawTensor.of_bits(dtype, source.shape, found)
 
