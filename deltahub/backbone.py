@@ -18,22 +18,29 @@ def load_backbone(base: Base) -> PreTrainedModel:
     """The base as `AutoModel`, in the checkpoint's own dtype, in evaluation mode.
 
     Raises:
-        CheckpointError: no config.json, or an architecture that transformers does not have without code of its own.
+        CheckpointError: no config.json, one that does not fit the weights, or an architecture that transformers does
+            not have without code of its own.
     """
     from transformers import AutoModel
 
-    if "model_type" not in base.config:
+    if not isinstance(base.config.get("model_type"), str):
         raise CheckpointError(f"{base.path} has no config.json with a model_type", hint="add the model's config.json")
     try:
         with quiet():
             model: PreTrainedModel = AutoModel.from_pretrained(
                 base.path, dtype="auto", local_files_only=True, trust_remote_code=False
             )
-    except (ValueError, OSError, KeyError, ImportError) as error:
+    except Exception as error:  # noqa: BLE001 (an odd config.json makes transformers fail in any way there is)
         raise CheckpointError(
             f"transformers cannot load {base.id} ({' '.join(str(error).split())[:200]})",
             hint="code from a checkpoint is never run; bind a module of your own with Resident(module, base, mask)",
         ) from None
+    heads = getattr(model.config, "num_attention_heads", 1)
+    if isinstance(heads, int) and heads < 1:  # a model without a head loads, and fails in its first forward pass
+        raise CheckpointError(
+            f"num_attention_heads in the config.json of {base.id}", expected="1 or more", got=heads,
+            hint="restore the model's config.json",
+        )  # fmt: skip
     return model.eval()
 
 

@@ -36,7 +36,7 @@ def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
     """The tokenizer in the folder of ``base``.
 
     Raises:
-        CheckpointError: there is none, or it has no padding token.
+        CheckpointError: there is none, it is damaged, or it has no padding token.
     """
     from transformers import AutoTokenizer
 
@@ -50,7 +50,7 @@ def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
                 base.path, local_files_only=True, trust_remote_code=False
             )
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # noqa: BLE001 (odd tokenizer files make transformers fail in any way there is)
         raise CheckpointError(
             f"the tokenizer of {base.id} cannot be loaded ({_first_line(error)})",
             hint=f"see the tokenizer's files in {base.path}",
@@ -58,6 +58,11 @@ def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token_id is None:
         raise CheckpointError(f"the tokenizer of {base.id} has no padding token", hint="set pad_token in its config")
     return tokenizer
+
+
+def shortest_input(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The fewest tokens that a text can be cut to: its special tokens and one of its own."""
+    return int(tokenizer.num_special_tokens_to_add()) + 1
 
 
 def longest_input(tokenizer: PreTrainedTokenizerBase, config: Any) -> int:

@@ -42,6 +42,7 @@ class Prediction:
 class _Task:
     delta: Delta
     model: Any
+    max_length: int
 
 
 class Predictor:
@@ -83,7 +84,7 @@ class Predictor:
 
         Raises:
             UsageError: a kind other than those in KINDS.
-            MismatchError: another base, mask or architecture, or a head that does not fit.
+            MismatchError: another base, mask or architecture, a head that does not fit, or ``inputs`` that cannot be.
         """
         from deltahub.heads import load_head, task_model
 
@@ -92,6 +93,7 @@ class Predictor:
             raise UsageError(f"{delta.task} is of kind {manifest.kind!r}", expected=f"one of {', '.join(KINDS)}")
         if manifest.kind == "embeddings":
             _pooling(delta)
+        max_length = self._max_length(delta)
         self._fit_mask(delta)
         self._resident.swap(delta)  # refuses what does not fit before any question is asked
         backbone = self._resident.module
@@ -102,7 +104,7 @@ class Predictor:
         if manifest.kind != "embeddings":
             load_head(model, delta.head, lacking)
         self._tasks.pop(delta.task, None)
-        self._tasks[delta.task] = _Task(delta, model.eval())
+        self._tasks[delta.task] = _Task(delta, model.eval(), max_length)
 
     def classify(self, texts: Sequence[str], *, task: str | None = None, batch_size: int = 32) -> list[Prediction]:
         """One prediction for each text, in their order.
@@ -113,12 +115,14 @@ class Predictor:
 
         Raises:
             NotFoundError: the task is not loaded.
-            UsageError: the task is of another kind.
+            UsageError: the task is of another kind, or a text is no valid Unicode.
+            MismatchError: the task gives NaN or infinity.
         """
         chosen = self._chosen(task, "text-classification")
         labels = chosen.delta.manifest.labels
         probabilities = np.empty((len(texts), len(labels)), np.float64)
         for rows, output, _inputs in self._run(chosen, texts, batch_size):
+            _check_finite(chosen, output.logits)
             probabilities[rows] = output.logits.double().softmax(-1).cpu().numpy()
         best = probabilities.argmax(-1) if len(texts) else []
         return [
@@ -131,7 +135,8 @@ class Predictor:
 
         Raises:
             NotFoundError: the task is not loaded.
-            UsageError: the task is of another kind.
+            UsageError: the task is of another kind, or a text is no valid Unicode.
+            MismatchError: the task gives NaN or infinity.
         """
         chosen = self._chosen(task, "embeddings")
         pooling, normalize = _pooling(chosen.delta)
@@ -143,8 +148,11 @@ class Predictor:
                 pooled = (states * weights).sum(1) / weights.sum(1).clamp(min=1)
             else:
                 pooled = states[:, 0]
+            _check_finite(chosen, pooled)
             if normalize:
-                pooled = pooled / pooled.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+                length = pooled.norm(dim=-1, keepdim=True)
+                _check_finite(chosen, length)  # the squares of a finite vector may overflow
+                pooled = pooled / length.clamp(min=1e-12)
             vectors[rows] = pooled.cpu().numpy()
         return vectors
 
@@ -156,24 +164,35 @@ class Predictor:
 
         if batch_size < 1:
             raise UsageError("batch_size", expected="1 or more", got=batch_size)
+        _check_unicode(texts)
         if (stamp := self._resident.stamp) is None or stamp.digest != task.delta.digest:
             self._resident.swap(task.delta)
         device = next(task.model.parameters()).device
         order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
         for start in range(0, len(texts), batch_size):
             rows = order[start : start + batch_size]
-            inputs = self._encode([texts[row] for row in rows], task).to(device)
+            inputs = self._tokenizer(
+                [texts[row] for row in rows], truncation=True, max_length=task.max_length, padding=True,
+                return_tensors="pt",
+            ).to(device)  # fmt: skip
             with torch.inference_mode():
                 output = task.model(**inputs)
             yield rows, output, inputs
 
-    def _encode(self, texts: list[str], task: _Task) -> Any:
-        from deltahub.heads import longest_input
+    def _max_length(self, delta: Delta) -> int:
+        """Tokens that a text is cut to: what the manifest says, else all that the model takes."""
+        from deltahub.heads import longest_input, shortest_input
 
         longest = longest_input(self._tokenizer, self._resident.module.config)
-        length = task.delta.manifest.inputs.get("max_length")
-        length = min(length, longest) if isinstance(length, int) else longest
-        return self._tokenizer(texts, truncation=True, max_length=length, padding=True, return_tensors="pt")
+        shortest = shortest_input(self._tokenizer)
+        length = delta.manifest.inputs.get("max_length", longest)
+        if type(length) is not int or not shortest <= length <= longest:
+            raise MismatchError(
+                f"max_length of {delta.task}",
+                expected=f"{shortest} to {longest}, which {self._resident.base.id} takes",
+                got=str(length)[:20],
+            )
+        return length
 
     def _chosen(self, task: str | None, kind: str) -> _Task:
         if task is None and not self._tasks:
@@ -200,6 +219,25 @@ class Predictor:
         mask = Mask.rebuild(resident.base, delta.manifest.mask)
         resident.restore()
         self._resident = Resident(resident.module, resident.base, mask)
+
+
+def _check_unicode(texts: Sequence[str]) -> None:
+    for number, text in enumerate(texts, start=1):
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise UsageError(
+                f"text {number} of {len(texts)}", expected="valid Unicode", got="half a surrogate pair",
+                hint="read it as UTF-8",
+            ) from None  # fmt: skip
+
+
+def _check_finite(task: _Task, values: torch.Tensor) -> None:
+    if not values.isfinite().all():
+        raise MismatchError(
+            f"the task {task.delta.task} gives NaN or infinity", expected="finite numbers",
+            hint="its values overflow on this base: train or convert it again",
+        )  # fmt: skip
 
 
 def _pooling(delta: Delta) -> tuple[str, bool]:

@@ -179,6 +179,36 @@ def test_questions_without_an_answer_are_refused(base: Base, mask: Mask, deltas:
         predictor.classify(TEXTS, batch_size=0)
 
 
+@pytest.mark.parametrize("length", [-5, 0, 2, 33, 1 << 80, True, "x", None, 16.0])
+def test_a_length_that_the_model_cannot_take_is_refused(base: Base, mask: Mask, length: object) -> None:
+    with pytest.raises(MismatchError, match=r"max_length of embed: expected 3 to 32, which .* takes, found "):
+        Predictor(base).load(embedder(base, mask, max_length=length))
+
+
+@pytest.mark.parametrize(("kind", "value"), [("classify", float("inf")), ("embed", float("inf")), ("embed", 1e30)])
+def test_what_is_no_number_is_never_an_answer(
+    base: Base, mask: Mask, deltas: dict[str, Delta], kind: str, value: float
+) -> None:
+    """A last layer that overflows; the squares of 1e30 overflow only where the length is taken."""
+    delta = deltas["two"] if kind == "classify" else embedder(base, mask)
+    predictor = Predictor(base, mask)
+    predictor.load(delta)
+    with torch.no_grad():
+        predictor.resident.module.get_parameter("encoder.layer.1.output.LayerNorm.bias").fill_(value)
+    with pytest.raises(MismatchError, match=f"the task {delta.task} gives NaN or infinity"):
+        getattr(predictor, kind)(TEXTS)
+
+
+def test_half_a_surrogate_pair_is_refused_by_its_number_and_an_empty_text_is_answered(
+    base: Base, deltas: dict[str, Delta]
+) -> None:
+    predictor = Predictor(base)
+    predictor.load(deltas["two"])
+    with pytest.raises(UsageError, match="text 2 of 3: expected valid Unicode"):
+        predictor.classify(["w1", b"w\xff".decode(errors="surrogateescape"), "w2"])
+    assert len(predictor.classify([""])) == 1
+
+
 def test_answers_leave_the_delta_as_it_was(base: Base, deltas: dict[str, Delta]) -> None:
     before = bits_of(deltas["two"])
     predictor = Predictor(base)

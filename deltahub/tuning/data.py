@@ -9,6 +9,7 @@ import random
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from deltahub.errors import DataError, UsageError
@@ -84,6 +85,8 @@ def read(path: str | Path, *, text: str = "text", label: str = "label", names: C
         DataError: see `load`.
     """
     path = Path(path)
+    if text == label:
+        raise DataError(f"{path}: text and label are the same column {text!r}", expected="two columns")
     texts, labels = [], []
     for line, row in _rows(path, _decode(path), (text, label)):
         labels.append(found := _label(path, line, label, row[label]))
@@ -162,7 +165,7 @@ def _json_rows(path: Path, content: str, columns: tuple[str, str]) -> Iterator[t
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=partial(_object, path, number))
         except (ValueError, RecursionError) as error:
             raise DataError(
                 f"{path}, line {number} is not valid JSON ({str(error)[:80]})", hint="write one object a line"
@@ -183,6 +186,8 @@ def _csv_rows(path: Path, content: str, columns: tuple[str, str]) -> Iterator[tu
             if header is None:
                 header = row
                 _check_columns(path, reader.line_num, columns, header)
+                # blank ones are no names: spreadsheets leave them behind in empty columns
+                _check_unique(path, reader.line_num, [name for name in header if name.strip()])
             elif len(row) != len(header):
                 raise DataError(
                     f"{path}, line {reader.line_num}", expected=f"{len(header)} columns", got=len(row),
@@ -192,6 +197,16 @@ def _csv_rows(path: Path, content: str, columns: tuple[str, str]) -> Iterator[tu
                 yield reader.line_num, dict(zip(header, row, strict=True))
     except csv.Error as error:
         raise DataError(f"{path}, line {reader.line_num} is not valid CSV ({error})") from None
+
+
+def _object(path: Path, line: int, pairs: list[tuple[str, object]]) -> dict[str, object]:
+    _check_unique(path, line, [name for name, _ in pairs])
+    return dict(pairs)
+
+
+def _check_unique(path: Path, line: int, names: list[str]) -> None:
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise DataError(f"{path}, line {line} has {', '.join(map(_shown, twice[:8]))} twice", expected="each name once")
 
 
 def _check_columns(path: Path, line: int, columns: tuple[str, str], found: Iterable[str]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -10,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from deltahub.errors import DataError, MismatchError, UsageError
+from deltahub import digest
+from deltahub.errors import DataError, MismatchError, StoreError, UsageError
+from deltahub.files import store_errors, write_atomic
 from deltahub.tuning.pafi import Masters
 
 Say = Callable[[str], None]
@@ -21,6 +26,9 @@ Progress = Callable[[int, int], None]
 
 _MASTERS = "masters.safetensors"
 _RUN = "run.json"
+_SEAL = "sha256.json"
+_STATE = "trainer_state.json"
+_CHECKPOINT = re.compile(r"checkpoint-([0-9]{1,18})")
 _BEST = "eval_accuracy"
 _SELECTION = "eval_selection"
 
@@ -58,8 +66,29 @@ class MastersTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
         folder.mkdir(parents=True, exist_ok=True)
         save_file({name: tensor.cpu() for name, tensor in self.masters.state().items()}, folder / _MASTERS)
 
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(self.args.output_dir)
+        step, best = self.state.global_step, self.state.best_global_step
+        try:
+            super()._save_checkpoint(model, trial)
+            _seal(folder / f"checkpoint-{step}")
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch reports a full disk as RuntimeError
+            reason = " ".join(str(error).split())[:160]
+            raise StoreError(
+                f"cannot write a checkpoint into {folder} ({reason})",
+                hint="check that it is writable and has room, then resume",
+            ) from error
+        for older, path in _checkpoints(folder):
+            if older not in (step, best):
+                shutil.rmtree(path, ignore_errors=True)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        self.masters.load(load_file(Path(resume_from_checkpoint) / _MASTERS))
+        path = Path(resume_from_checkpoint) / _MASTERS
+        try:
+            state = load_file(path)
+        except (OSError, SafetensorError):  # it was whole when the run began
+            raise DataError(f"{path} was damaged or removed during the training", hint="resume the run") from None
+        self.masters.load(state)
 
     def _load_best_model(self) -> None:
         # by its step, not by the path that was noted: the state folder may have been moved since
@@ -120,7 +149,7 @@ def arguments(folder: Path, *, epochs: int, batch_size: int, seed: int, device: 
         save_strategy="epoch",
         logging_strategy="epoch",
         logging_nan_inf_filter=False,
-        save_total_limit=2,  # the best and the last; with 1 the Trainer ends by deleting the last
+        save_total_limit=None,  # our own rotation: the Trainer's would take a checkpoint-9-backup for one of its own
         load_best_model_at_end=True,
         metric_for_best_model=_SELECTION,
         greater_is_better=True,
@@ -144,33 +173,68 @@ def open_state(folder: Path, run: Mapping[str, object], *, resume: bool) -> Path
         run: everything that decides the result; a run is only resumed under the very same.
 
     Raises:
-        UsageError: the folder holds an earlier run and ``resume`` is not set.
+        UsageError: the folder holds an earlier run and ``resume`` is not set, or files that are no run's.
         MismatchError: it holds another run.
+        DataError: the note of its run is damaged.
+        StoreError: it cannot be written to.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with store_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        empty = not any(folder.iterdir())
     note = folder / _RUN
     text = json.dumps(run, sort_keys=True)
     if note.exists():
         if not resume:
             raise UsageError(f"{folder} holds an earlier run", hint="resume it, or give another folder")
-        _same_run(folder, json.loads(note.read_text(encoding="utf-8")), json.loads(text))
+        _same_run(folder, _read_note(note), json.loads(text))
+    elif empty:
+        write_atomic(note, [text.encode()])
     else:
-        note.write_text(text, encoding="utf-8")
+        raise UsageError(f"{folder} is not empty and holds no run", hint="give a new or empty folder")
     return last_checkpoint(folder)
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end (its state is written last)."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]), reverse=True)
-    return next((path for path in found if _is_whole(path / "trainer_state.json")), None)
+    """The newest checkpoint that is whole, and whose best epoch so far is whole too; None where a run starts anew."""
+    whole = {step: path for step, path in _checkpoints(folder) if _is_whole(path)}
+    for step in sorted(whole, reverse=True):
+        state = json.loads((whole[step] / _STATE).read_text(encoding="utf-8"))
+        if state["best_global_step"] in whole:
+            return whole[step]
+    return None
 
 
-def _is_whole(path: Path) -> bool:
+def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """Step and folder of every checkpoint, whole or not."""
+    found = [(_CHECKPOINT.fullmatch(path.name), path) for path in folder.iterdir() if path.is_dir()]
+    return [(int(match[1]), path) for match, path in found if match]
+
+
+def _seal(checkpoint: Path) -> None:
+    """Notes the digest of every file, as the last one: what is not as noted was cut short or damaged."""
+    digests = {path.name: digest.of_file(path) for path in checkpoint.iterdir() if path.is_file()}
+    digests.pop(_SEAL, None)
+    write_atomic(checkpoint / _SEAL, [json.dumps(digests, sort_keys=True).encode()])
+
+
+def _is_whole(checkpoint: Path) -> bool:
     try:
-        json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        digests = json.loads((checkpoint / _SEAL).read_bytes())
+        return {_MASTERS, _STATE} <= digests.keys() and all(
+            digest.of_file(checkpoint / name) == expected for name, expected in digests.items()
+        )
+    except (OSError, ValueError, AttributeError, RecursionError):  # no object, no file, no JSON: not what was written
         return False
-    return True
+
+
+def _read_note(note: Path) -> dict[str, object]:
+    try:
+        run = json.loads(note.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        run = None
+    if not isinstance(run, dict):
+        raise DataError(f"{note} is damaged", expected="the settings of a run", hint="give another folder")
+    return run
 
 
 def _same_run(folder: Path, earlier: dict[str, object], now: dict[str, object]) -> None:

@@ -22,7 +22,7 @@ from deltahub.checkpoint import Base
 from deltahub.convert.extract import extract
 from deltahub.delta import Delta
 from deltahub.errors import UsageError
-from deltahub.heads import head_names, load_tokenizer, longest_input, task_model
+from deltahub.heads import head_names, load_tokenizer, longest_input, shortest_input, task_model
 from deltahub.mask import Mask
 from deltahub.names import check_task
 from deltahub.resident import Resident
@@ -92,10 +92,11 @@ def train(
         progress: gets steps done and steps in all after every step.
 
     Raises:
-        UsageError: arguments that cannot be meant.
+        UsageError: arguments that cannot be meant, or a ``state`` that is no run's and not empty.
         MismatchError: mask, base and ``state`` do not belong together, or the base has no text classification model.
         CheckpointError: the base has no usable config or tokenizer.
-        DataError: the loss is no longer finite.
+        DataError: the loss is no longer finite, or ``state`` is damaged.
+        StoreError: a checkpoint cannot be written.
     """
     start = time.perf_counter()
     settings = settings or Settings()
@@ -171,6 +172,8 @@ def _trainer(
         raise UsageError(
             "max_length", expected=f"at most {most}, which is all that {base.id} takes", got=settings.max_length
         )
+    if settings.max_length < (least := shortest_input(tokenizer)):
+        raise UsageError("max_length", expected=f"at least {least}, or no word is left", got=settings.max_length)
     whole = bound.masters.whole
     head = [master for name, master in whole.items() if name.startswith("head.")]
     dense = [master for name, master in whole.items() if name.startswith("dense.")]

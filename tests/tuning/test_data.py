@@ -72,6 +72,8 @@ def test_columns_can_be_named_and_whole_numbers_are_labels(tmp_path: Path) -> No
         ("a.jsonl", lines(("x", True)).encode(), "line 1: 'label': expected a string of 1 to 1000 characters"),
         ("a.jsonl", lines(("x\ud800", "a")).encode(), "line 1: 'text': expected valid Unicode"),
         ("a.jsonl", lines(("x", "a")).encode() + b"\xff\n", "line 2 is not UTF-8: found byte 0xff"),
+        ("a.jsonl", b'{"text": "x", "label": "a", "text": "y"}\n', "line 1 has 'text' twice: expected each name once"),
+        ("a.csv", b"text,label,label\nx,a,b\n", "line 1 has 'label' twice: expected each name once"),
         ("a.parquet", b"PAR1", "has no known format: expected .jsonl"),
     ],
 )
@@ -81,6 +83,15 @@ def test_bad_files_are_refused_in_one_line(tmp_path: Path, name: str, content: b
     assert message in str(error.value)
     assert str(tmp_path / name) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_text_and_label_are_two_columns(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="text and label are the same column 'text': expected two columns"):
+        data.read(write(tmp_path, lines(("x", "a"), ("y", "b"))), label="text")
+
+
+def test_blank_columns_of_a_spreadsheet_are_no_duplicates(tmp_path: Path) -> None:
+    assert data.read(write(tmp_path, "text,label,,\nx,a,,\ny,b,,\n", "a.csv")).texts == ("x", "y")
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:

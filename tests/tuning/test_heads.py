@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -113,3 +116,43 @@ def test_the_tokenizer_comes_from_the_base(text_base: Base, base_of: MakeBase) -
     assert longest_input(tokenizer, load_backbone(text_base).config) == 32
     with pytest.raises(CheckpointError, match="has no tokenizer"):
         load_tokenizer(base_of("bert"))
+
+
+def spoilt(base: Base, folder: Path, file: str, content: str) -> Base:
+    shutil.copytree(base.path, folder)
+    (folder / file).write_text(content)
+    return Base.open(folder, cache=folder / "cache")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("hidden_size", 0),
+        ("hidden_size", -1),
+        ("hidden_size", "x"),
+        ("hidden_size", 64),
+        ("num_attention_heads", 0),
+        ("num_attention_heads", -1),
+        ("vocab_size", 7),
+        ("model_type", []),
+        ("pad_token_id", 10**6),
+        ("id2label", "x"),
+        ("dtype", "float99"),
+    ],
+)
+def test_an_odd_config_is_refused_in_one_line(text_base: Base, tmp_path: Path, name: str, value: object) -> None:
+    base = spoilt(text_base, tmp_path / "odd", "config.json", json.dumps(text_base.config | {name: value}))
+    with pytest.raises(CheckpointError, match=r"^[^\n]*(cannot load odd|config\.json)[^\n]*\Z"):
+        load_backbone(base)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        *((file, content) for file in ("tokenizer.json", "tokenizer_config.json") for content in ("[]", "null", '"x"')),
+        ("config.json", '{"model_type": "bert", "id2label": "x"}'),
+    ],
+)
+def test_odd_tokenizer_files_are_refused_in_one_line(text_base: Base, tmp_path: Path, file: str, content: str) -> None:
+    with pytest.raises(CheckpointError, match=r"^the tokenizer of odd cannot be loaded \([^\n]*\Z"):
+        load_tokenizer(spoilt(text_base, tmp_path / "odd", file, content))

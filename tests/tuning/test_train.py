@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+import resource
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,12 +11,12 @@ import torch
 
 from deltahub.checkpoint import Base
 from deltahub.delta import Delta
-from deltahub.errors import DataError, MismatchError, UsageError
+from deltahub.errors import DataError, MismatchError, StoreError, UsageError
 from deltahub.heads import task_model
 from deltahub.mask import Mask
 from deltahub.resident import Resident
 from deltahub.tuning.data import Dataset, majority_share
-from deltahub.tuning.loop import last_checkpoint
+from deltahub.tuning.loop import last_checkpoint, open_state
 from deltahub.tuning.methods import METHODS
 from deltahub.tuning.settings import Settings
 from deltahub.tuning.train import Trained, train
@@ -126,12 +128,82 @@ def test_a_run_is_resumed_only_as_it_was_started(
               resume=True)  # fmt: skip
 
 
-def test_a_checkpoint_cut_short_is_passed_over(tmp_path: Path) -> None:
-    for step, content in ((5, "{}"), (10, '{"epoch": '), (15, None)):
-        (folder := tmp_path / f"checkpoint-{step}").mkdir()
-        if content is not None:
-            (folder / "trainer_state.json").write_text(content)
-    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-5"
+@pytest.fixture(scope="module")
+def state(
+    text_base: Base, rows: Dataset, validation: Dataset, mask: Mask, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The state folder of a finished run, of whose three epochs the best and the last are kept."""
+    folder = tmp_path_factory.mktemp("state")
+    train(text_base, rows, validation, task="words", mask=mask, settings=FAST, state=folder)
+    return folder
+
+
+def checkpoints(state: Path) -> list[Path]:
+    return sorted(state.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", None])
+@pytest.mark.parametrize(
+    "file", ["masters.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json",
+             "sha256.json"],
+)  # fmt: skip
+def test_a_damaged_checkpoint_is_passed_over(state: Path, tmp_path: Path, file: str, content: bytes | None) -> None:
+    folder = shutil.copytree(state, tmp_path / "state")
+    best, last = checkpoints(folder)
+    assert last_checkpoint(folder) == last
+    for damaged, wanted in ((last, best), (best, None)):
+        (damaged / file).write_bytes(content) if content is not None else (damaged / file).unlink()
+        assert last_checkpoint(folder) == wanted
+
+
+def test_a_run_whose_best_epoch_is_damaged_starts_anew_and_ends_the_same(
+    trained: Trained, text_base: Base, rows: Dataset, validation: Dataset, mask: Mask, state: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(state, tmp_path / "state")
+    (checkpoints(folder)[0] / "masters.safetensors").write_bytes(b"")
+    foreign = folder / "checkpoint-9-backup"
+    foreign.mkdir()
+    resumed = train(
+        text_base, rows, validation, task="words", mask=mask, settings=FAST, state=folder, resume=True, created=CREATED
+    )
+    assert resumed.delta.digest == trained.delta.digest
+    assert len(resumed.history) == FAST.epochs
+    assert foreign.exists()
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_folder_of_something_else_is_left_alone(
+    text_base: Base, rows: Dataset, validation: Dataset, tmp_path: Path, resume: bool
+) -> None:
+    (tmp_path / "checkpoint-500").mkdir()
+    with pytest.raises(UsageError, match="is not empty and holds no run; give a new or empty folder"):
+        train(text_base, rows, validation, task="words", method="head", state=tmp_path, resume=resume)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-500"]
+
+
+@pytest.mark.parametrize("note", [b"", b"{", b"[]", b"\xff"])
+def test_a_damaged_note_of_the_run_is_refused(tmp_path: Path, note: bytes) -> None:
+    (tmp_path / "run.json").write_bytes(note)
+    with pytest.raises(DataError, match=r"run\.json is damaged: expected the settings of a run; give another folder"):
+        open_state(tmp_path, {}, resume=True)
+
+
+@pytest.mark.parametrize("room", [8_000, 20_000])
+def test_a_full_disk_is_one_line_that_names_the_folder(
+    text_base: Base, rows: Dataset, validation: Dataset, mask: Mask, tmp_path: Path, room: int
+) -> None:
+    """No file may grow beyond ``room`` bytes: first the masters do not fit, then the optimizer's state."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        with pytest.raises(StoreError) as error:
+            train(text_base, rows, validation, task="words", mask=mask, settings=FAST, state=tmp_path,
+                  say=lambda line: None)  # fmt: skip
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert str(error.value).startswith(f"cannot write a checkpoint into {tmp_path} (")
+    assert "\n" not in str(error.value)
+    assert last_checkpoint(tmp_path) is None
 
 
 def test_a_loss_that_is_no_number_stops_the_training(
@@ -188,7 +260,7 @@ def test_one_line_an_epoch_and_nothing_else_is_said(
         assert line.startswith(f"epoch {number}/3  loss ")
     assert "validation accuracy" in first
     assert "examples/s" in first
-    assert end.startswith("words: validation accuracy ")
+    assert end.startswith("words: kept epoch ")
 
 
 @pytest.mark.parametrize(
@@ -219,6 +291,8 @@ def test_arguments_that_do_not_fit_are_refused(
         train(text_base_bf16, rows, validation, task="words", mask=mask)
     with pytest.raises(UsageError, match=r"max_length: expected at most 32, which is all that .* takes, found 33"):
         train(text_base, rows, validation, task="words", mask=mask, settings=Settings(max_length=33))
+    with pytest.raises(UsageError, match="max_length: expected at least 3, or no word is left, found 2"):
+        train(text_base, rows, validation, task="words", mask=mask, settings=Settings(max_length=2))
     with pytest.raises(UsageError, match="classes of the validation set"):
         train(text_base, rows, Dataset(("x",), ("other",), ("high", "other")), task="words", mask=mask)
     with pytest.raises(UsageError, match="task name"):
