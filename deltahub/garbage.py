@@ -72,6 +72,7 @@ def collect(hub: Hub, *, dry_run: bool, grace_seconds: float) -> GcReport:
     reads leases, and a push looks for marks after it wrote its lease: one of the two sees the other.
 
     Raises:
+        StoreError: the place failed, or has no room even for the mark.
         FormatError, IntegrityError: a record that cannot be read; nothing is deleted, it may reach anything.
     """
     store = hub.store
@@ -82,23 +83,40 @@ def collect(hub: Hub, *, dry_run: bool, grace_seconds: float) -> GcReport:
     _reached(store, known)  # most of the reading, while no push has to wait
     deleted: list[Entry] = []
     while True:
-        with _mark(store) as (now, deadline):
+        with _mark(store, grace_seconds, deleted) as (now, deadline):
             chosen, spared = _survey(store, now, grace_seconds, known)
             if _delete(store, chosen, now - grace_seconds, deadline, deleted):
                 return GcReport(tuple(entry.key for entry in deleted), sum(e.size for e in deleted), spared)
 
 
 @contextlib.contextmanager
-def _mark(store: Store) -> Iterator[tuple[float, float]]:
+def _mark(store: Store, grace: float, deleted: list[Entry]) -> Iterator[tuple[float, float]]:
     """Keeps pushes waiting; gives the store's time, and when to stop deleting by `time.monotonic`."""
     deadline = time.monotonic() + _DELETE_SECONDS
     key = keys.mark(secrets.token_hex(8))
-    store.put(key, records.lease_bytes(set()), durable=False)
+    _put_mark(store, key, grace, deleted)
     try:
         found = store.stat(key)
         yield (found.modified if found else time.time()), deadline
     finally:
         store.delete(key)
+
+
+def _put_mark(store: Store, key: str, grace: float, deleted: list[Entry]) -> None:
+    """On a full disk what writers that died left behind makes room: no record and no push relies on it."""
+    mark = records.lease_bytes(set())
+    try:
+        store.put(key, mark, durable=False)
+        return
+    except StoreError:
+        for entry in [entry for entry in store.unfinished() if time.time() - entry.modified >= grace]:
+            store.delete(entry.key)
+            deleted.append(entry)
+    try:
+        store.put(key, mark, durable=False)
+    except StoreError as error:
+        hint = "a collector must leave a mark first: free some bytes elsewhere on that disk, then run gc again"
+        raise StoreError(error.problem, expected=f"room for {len(mark)} bytes", hint=hint) from error
 
 
 def _survey(store: Store, now: float, grace: float, known: dict[str, set[str]]) -> tuple[list[Entry], int]:
@@ -155,7 +173,7 @@ def _records(store: Store) -> list[str]:
     """Keys of the records of masks and of live versions."""
     below = {entry.key for entry in store.list("tasks")}
     live = [key for key in below if keys.parse(key)[1] == "version" and keys.tombstone_of(key) not in below]
-    return live + [entry.key for entry in store.list("masks") if entry.key.endswith(".json")]
+    return live + [entry.key for entry in store.list("masks") if keys.digest_of(entry.key)]
 
 
 def _half_removed(store: Store) -> list[Entry]:

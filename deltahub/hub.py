@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deltahub import garbage, keys, records, verification, versions
+from deltahub import garbage, keys, pushing, records, verification, versions
 from deltahub.delta import Delta
-from deltahub.errors import FormatError, HubError, IntegrityError, MismatchError, NotFoundError, UsageError
+from deltahub.errors import FormatError, HubError, NotFoundError, UsageError
 from deltahub.garbage import GcReport
 from deltahub.keys import Listing
 from deltahub.manifest import MaskRef
 from deltahub.names import check_tag, check_task, parse_reference
+from deltahub.pushing import TaskVersion
 from deltahub.records import MaskRecord, VersionRecord
 from deltahub.stores import Store, open_store
 from deltahub.verification import VerifyReport
@@ -26,15 +26,7 @@ if TYPE_CHECKING:
     from deltahub.mask import Mask
     from deltahub.report import Report
 
-
-@dataclass(frozen=True)
-class TaskVersion:
-    """What a push made or found: ``task@number``, the digest of its delta, and whether it is ``new``."""
-
-    task: str
-    number: int
-    digest: str
-    new: bool = field(default=True, compare=False)
+__all__ = ["Hub", "TaskInfo", "TaskVersion"]
 
 
 @dataclass(frozen=True)
@@ -103,20 +95,9 @@ class Hub:
         Raises:
             StoreError: the place failed; what was there before is whole, and nothing half-made can be seen.
             NotFoundError: the mask is needed and not in the hub.
+            HubError: the task has no version numbers left.
         """
-        for tag in tags:
-            check_tag(tag)
-        check_task(delta.task)
-        if quantize is not None:
-            if quantize not in (8, 4):
-                raise UsageError("quantize", expected="8 or 4", got=quantize)
-            delta = versions.quantise(delta, quantize)
-        self._keep_mask(delta, mask)
-        sections = versions.encode(delta)
-        found = self._equal_to_newest(delta) or self._add(delta, sections, progress)
-        for tag in tags:
-            self.tag(found.task, found.number, tag)
-        return found
+        return pushing.push(self, delta, tags, mask=mask, quantize=quantize, progress=progress)
 
     def pull(self, reference: str, progress: Progress | None = None) -> Delta:
         """The delta of ``"task"`` (newest), ``"task@3"`` or ``"task:tag"``, every digest checked.
@@ -199,21 +180,12 @@ class Hub:
 
     def push_mask(self, mask: Mask) -> None:
         """Keeps a mask; its positions only where no recipe can rebuild them. One that is damaged is healed."""
-        try:
-            versions.read_mask(self.store, self._mask(keys.mask(mask.digest)))
-            return
-        except (NotFoundError, FormatError, IntegrityError):
-            blob, stored = (None, b"") if mask.rebuildable else versions.encode_mask(mask)
-        record = MaskRecord(mask.digest, mask.base, mask.n, mask.k, dict(mask.recipe), blob)
-        blobs = {blob.blob: stored} if blob else {}
-        with garbage.lease(self.store, set(blobs)):
-            self._put_blobs(blobs, None)
-            self.store.put(keys.mask(mask.digest), record.to_bytes())
-            self._put_lost(blobs)
+        pushing.push_mask(self, mask)
 
     def masks(self) -> list[MaskRecord]:
         """Records of all masks, by digest."""
-        return sorted((self._mask(entry.key) for entry in self.store.list("masks")), key=lambda mask: mask.digest)
+        found = sorted(entry.key for entry in self.store.list("masks") if keys.digest_of(entry.key))
+        return [self._mask(key) for key in found]
 
     def mask(self, digest: str) -> Mask | MaskRef:
         """The mask of that digest, verified; where only its recipe is kept, what `Mask.rebuild` needs."""
@@ -233,77 +205,6 @@ class Hub:
         from deltahub.report import report
 
         return report(self, base)
-
-    def _add(
-        self, delta: Delta, sections: list[tuple[records.Section, bytes]], progress: Progress | None
-    ) -> TaskVersion:
-        self.store.put_new(keys.base(delta.manifest.base.digest), records.base_bytes(delta.manifest.base))
-        blobs = {section.data.blob: stored for section, stored in sections}
-        with garbage.lease(self.store, set(blobs)):
-            self._put_blobs(blobs, progress)
-            number = self._create_record(delta, [section for section, _ in sections])
-            self._put_lost(blobs)
-        return TaskVersion(delta.task, number, delta.digest)
-
-    def _put_blobs(self, blobs: dict[str, bytes], progress: Progress | None) -> None:
-        done, total = 0, sum(map(len, blobs.values()))
-        for name, stored in blobs.items():
-            versions.put_blob(self.store, name, stored)
-            done += len(stored)
-            if progress:
-                progress(done, total)
-
-    def _put_lost(self, blobs: dict[str, bytes]) -> None:
-        """Writes again what a collector without a grace period took from under the lease."""
-        for name, stored in blobs.items():
-            if self.store.stat(keys.blob(name)) is None:
-                self.store.put(keys.blob(name), stored)
-
-    def _create_record(self, delta: Delta, sections: list[records.Section]) -> int:
-        found = self._listing(delta.task)
-        number = max(found.records | found.removed, default=0) + 1
-        size = sum(len(part) for part in delta.dump())
-        while True:
-            record = VersionRecord(
-                delta.task, number, delta.digest, size, datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-                delta.manifest.to_json(), tuple(sections),
-            )  # fmt: skip
-            if self.store.put_new(keys.version(delta.task, number), record.to_bytes()):
-                if self.store.stat(keys.tombstone(delta.task, number)) is None:
-                    return number
-                self.store.delete(keys.version(delta.task, number))  # another pushed and removed it since the listing
-            number += 1
-
-    def _equal_to_newest(self, delta: Delta) -> TaskVersion | None:
-        """The newest version if it is ``delta`` and whole; a damaged one does not stand in the way of the next."""
-        numbers = self._listing(delta.task).live
-        if not numbers:
-            return None
-        try:
-            record = self._record(delta.task, numbers[-1])
-            if record.digest != delta.digest:
-                return None
-        except (NotFoundError, FormatError, IntegrityError):
-            return None
-        whole = all(versions.is_whole(self.store, section.data) for section in record.sections)
-        return TaskVersion(delta.task, record.number, delta.digest, new=False) if whole else None
-
-    def _keep_mask(self, delta: Delta, mask: Mask | None) -> None:
-        ref = delta.manifest.mask
-        if mask is not None and (ref is None or mask.digest != ref.digest):
-            raise MismatchError(
-                f"{delta.task} is not aligned to the given mask", expected=ref and ref.digest[:16], got=mask.digest[:16]
-            )
-        if mask is not None:
-            self.push_mask(mask)
-        elif ref is not None and self.store.stat(keys.mask(ref.digest)) is None:
-            if not ref.rebuildable:
-                raise NotFoundError(
-                    f"mask {ref.digest[:16]} of {delta.task} is not in the hub, and no recipe can rebuild it",
-                    hint="give its file once with --mask",
-                )
-            record = MaskRecord(ref.digest, delta.manifest.base, ref.n, ref.k, dict(ref.recipe), None)
-            self.store.put_new(keys.mask(ref.digest), record.to_bytes())
 
     def _listing(self, task: str) -> Listing:
         return keys.listings(entry.key for entry in self.store.list(f"tasks/{task}")).get(task, Listing())
@@ -333,8 +234,9 @@ class Hub:
         try:
             return MaskRecord.from_bytes(self.store.get(key, 0, records.MOST_BYTES + 1), key)
         except NotFoundError:
+            known = (keys.digest_of(entry.key) for entry in self.store.list("masks"))
             raise NotFoundError(
-                f"no mask {key[6:22]} in the hub", got=_shown(entry.key[6:22] for entry in self.store.list("masks"))
+                f"no mask {key[6:22]} in the hub", got=_shown(digest[:16] for digest in known if digest)
             ) from None
 
 

@@ -9,7 +9,10 @@ from dataclasses import dataclass, field
 from deltahub.errors import UsageError
 from deltahub.names import check_tag, check_task
 
+MOST_NUMBER = 99_999_998
+"""The last version of a task; 99,999,999 is never used, so that no writer can count past the 8 digits of a key."""
 _BELOW_TASKS = re.compile(r"tasks/([^/]+)/(?:v([0-9]{8})\.(json|removed)|tag\.([^/]+)\.json)")
+_BY_DIGEST = re.compile(r"(?:masks|bases)/([0-9a-f]{64})\.json")
 
 
 @dataclass
@@ -77,7 +80,21 @@ def parse(key: str) -> tuple[str, str, str]:
             return task, "tag", check_tag(named)
     except UsageError:
         return "", "", ""
-    return (task, "version" if ending == "json" else "removed", str(int(number))) if int(number) else ("", "", "")
+    if not 0 < int(number) <= MOST_NUMBER:
+        return "", "", ""
+    return task, "version" if ending == "json" else "removed", str(int(number))
+
+
+def digest_of(key: str) -> str:
+    """Digest of the mask or base that ``key`` is the record of; empty for a stranger."""
+    match = _BY_DIGEST.fullmatch(key)
+    return match[1] if match else ""
+
+
+def past_numbers(key: str) -> bool:
+    """Whether ``key`` looks like a version but has a number past the last that one can have."""
+    match = _BELOW_TASKS.fullmatch(key)
+    return match is not None and match[2] is not None and int(match[2]) > MOST_NUMBER
 
 
 def listings(found: Iterable[str]) -> dict[str, Listing]:

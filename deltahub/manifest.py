@@ -102,9 +102,18 @@ class Manifest:
     quantization: Quantization | None = None
 
     def to_json(self) -> str:
-        """Canonical JSON: sorted keys, no blanks, so that equal manifests are equal bytes."""
+        """Canonical JSON: sorted keys, no blanks, so that equal manifests are equal bytes.
+
+        Raises:
+            ManifestError: a number that is not finite, or text with half a surrogate pair.
+        """
         document = {"format_version": FORMAT_VERSION, **_plain(self)}
-        return json.dumps(document, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        try:
+            text = json.dumps(document, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
+            text.encode()
+        except ValueError as error:
+            raise ManifestError("the manifest cannot be written", expected="finite numbers, text", got=error) from None
+        return text
 
     @staticmethod
     def from_json(text: str) -> Manifest:
@@ -186,9 +195,10 @@ def _mask(found: object) -> MaskRef:
 
 def _quantization(found: object) -> Quantization:
     part = _part(found, Quantization, "quantization")
-    if part["bits"] not in (8, 4) or type(part["group"]) is not int or not 1 <= part["group"] <= 1 << 20:
+    bits, group = part["bits"], part["group"]
+    if type(bits) is not int or bits not in (8, 4) or type(group) is not int or not 1 <= group <= 1 << 20:
         raise ManifestError("quantization", expected="bits 8 or 4 and a group of 1 to 2^20")
-    return Quantization(part["bits"], part["group"], _number(part, "max_error"), _number(part, "relative_rms"))
+    return Quantization(bits, group, _number(part, "max_error"), _number(part, "relative_rms"))
 
 
 def _metrics(found: object) -> dict[str, float]:

@@ -24,6 +24,7 @@ from deltahub.files import store_errors
 from deltahub.rawtensor import ITEMSIZE, Bytes, RawTensor
 
 _MAX_HEADER = 100 << 20  # the limit of the safetensors library
+_MAX_DIGITS = 40  # of a whole number: every one fits a float, and so does the 10^30 that configs write for "no limit"
 
 
 @dataclass(frozen=True)
@@ -42,25 +43,36 @@ class TensorSpec:
 
 
 def strict_json(text: str | bytes, what: str) -> Any:
-    """JSON without duplicate keys, NaN or deep nesting.
+    """JSON in UTF-8 without duplicate keys, NaN, infinite or huge numbers, lone surrogates or deep nesting.
 
     Raises:
         FormatError: for anything else than one plain JSON value.
     """
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(items)
-        if len(found) != len(items):
-            names = [name for name, _ in items]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise FormatError(f"{what} has the key {twice[:80]!r} twice")
+        found: dict[str, Any] = {}
+        for name, value in items:
+            if name in found:
+                raise FormatError(f"{what} has the key {name[:80]!r} twice")
+            found[name] = value
         return found
 
-    def constant(name: str) -> Any:
-        raise FormatError(f"{what} holds {name}", expected="finite numbers")
+    def finite(number: str) -> float:
+        if not math.isfinite(value := float(number)):
+            raise FormatError(f"{what} holds {number[:40]}", expected="finite numbers")
+        return value
+
+    def whole(number: str) -> int:
+        if len(number) > _MAX_DIGITS:
+            raise FormatError(f"{what} holds a number of {len(number)} digits", expected=f"at most {_MAX_DIGITS}")
+        return int(number)
 
     try:
-        return json.loads(text, object_pairs_hook=pairs, parse_constant=constant)
+        text = text if isinstance(text, str) else text.decode()
+        found = json.loads(text, object_pairs_hook=pairs, parse_float=finite, parse_int=whole, parse_constant=finite)
+        # Half a surrogate pair reads as a string that no file, no terminal and no digest can take.
+        (json.dumps(found, ensure_ascii=False) if "\\u" in text else text).encode()
+        return found
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{what} is not valid JSON ({str(error)[:100]})") from None
 

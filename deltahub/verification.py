@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 
 from deltahub import digest, keys, records, versions
 from deltahub.digest import is_digest
-from deltahub.errors import DeltahubError, HubError
+from deltahub.errors import DeltahubError, HubError, NotFoundError
 from deltahub.records import VersionRecord
 
 if TYPE_CHECKING:
     from deltahub.hub import Hub
 
 _MOST = records.MOST_BYTES + 1
+_PIECE = 8 << 20  # a loose blob may have any size
 
 
 @dataclass(frozen=True)
@@ -46,16 +47,21 @@ def verify(hub: Hub, progress: Callable[[int, int], None] | None = None) -> Veri
     """Reads, re-hashes and decodes every object and follows every reference; bad content is reported, not raised."""
     check = _Check(hub, progress)
     check.guard("hub.json", check.head)
-    for entry in hub.store.list("tasks"):
-        task, kind, what = keys.parse(entry.key)
+    below = [entry.key for entry in hub.store.list("tasks")]
+    for key in below:
+        task, kind, what = keys.parse(key)
         if kind == "tag":
             check.tag(task, what)
-        elif kind == "version" and hub.store.stat(keys.tombstone_of(entry.key)) is None:
-            check.version(entry.key)
-    for entry in hub.store.list("masks"):
-        check.mask(entry.key)
-    for entry in hub.store.list("bases"):
-        check.base(entry.key)
+        elif kind == "version" and hub.store.stat(keys.tombstone_of(key)) is None:
+            check.version(key)
+        elif keys.past_numbers(key):
+            check.report(key, HubError(f"{key} has a number that no version can have", hint="delete that file"))
+    check.gaps(below)
+    for folder, job in (("masks", check.mask), ("bases", check.base)):
+        for entry in hub.store.list(folder):
+            if keys.digest_of(entry.key):
+                job(entry.key)
+    check.named_bases()
     loose = [*check.loose_blobs(), *(entry.key for entry in hub.store.unfinished())]
     return VerifyReport(check.versions, check.masks, len(check.seen), check.bytes, tuple(check.problems), tuple(loose))
 
@@ -67,6 +73,7 @@ class _Check:
         self.sizes = {e.key: e.size for e in hub.store.list("blobs") if is_digest(e.key.rpartition("/")[2])}
         self.total = sum(self.sizes.values())
         self.seen: set[str] = set()
+        self.bases: dict[str, list[str]] = {}
         self.problems: list[Problem] = []
         self.versions = self.masks = self.bytes = 0
 
@@ -75,12 +82,38 @@ class _Check:
         try:
             job()
         except DeltahubError as error:
-            self.problems.append(Problem(key, str(error), (owner,) if owner else ()))
+            self.report(key, error, *([owner] if owner else []))
             return False
         return True
 
+    def report(self, key: str, error: DeltahubError, *owners: str) -> None:
+        self.problems.append(Problem(key, str(error), owners))
+
     def base(self, key: str) -> None:
         self.guard(key, lambda: records.read_base(self.hub.store.get(key, 0, _MOST), key))
+
+    def named_bases(self) -> None:
+        """Nothing is read through the record of a base, but nobody else could tell people which base it was."""
+        for name, owners in sorted(self.bases.items()):
+            key = keys.base(name)
+            if self.hub.store.stat(key) is None:
+                self.report(key, NotFoundError(f"{key} is missing", hint="push a task of that base again"), *owners)
+
+    def gaps(self, below: list[str]) -> None:
+        """Numbers below the last one that have neither record nor ``.removed``; whoever deletes by hand leaves them."""
+        for task, found in sorted(keys.listings(below).items()):
+            numbers = found.records | found.removed
+            if len(numbers) < max(numbers, default=0):  # a removal may have come between the parts of one listing
+                again = self.hub._listing(task)
+                numbers |= again.records | again.removed
+            last = 0
+            for number in sorted(numbers):
+                if number > last + 1:
+                    span = f"{last + 1}" + (f" to {number - 1}" if number > last + 2 else "")
+                    key = keys.version(task, last + 1)
+                    hint = f"restore the file, or create the empty {keys.tombstone_of(key)}"
+                    self.report(key, NotFoundError(f"{task} has lost version {span}, never removed", hint=hint))
+                last = number
 
     def head(self) -> None:
         digest.check("hub.json", digest.of_bytes(records.HUB), digest.of_bytes(self.hub.store.get("hub.json", 0, 4096)))
@@ -103,6 +136,7 @@ class _Check:
         self.versions += 1
         for section in record.sections:
             self.count(keys.blob(section.data.blob))
+        self.bases.setdefault(record.manifest.base.digest, []).append(record.reference)
         mask = record.manifest.mask
         if mask is not None:
             self.guard(key, lambda: self.hub._mask(keys.mask(mask.digest)), record.reference)
@@ -142,4 +176,5 @@ class _Check:
         return loose
 
     def _rehash(self, key: str) -> None:
-        digest.check(key, key.rpartition("/")[2], digest.of_bytes(self.hub.store.get(key)))
+        pieces = (self.hub.store.get(key, start, _PIECE) for start in range(0, max(1, self.sizes[key]), _PIECE))
+        digest.check(key, key.rpartition("/")[2], digest.of_stream(pieces))

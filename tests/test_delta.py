@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import string
+import time
 from importlib.resources import files
 
 import numpy as np
@@ -19,6 +20,7 @@ from deltahub.errors import DeltahubError, FormatError, ManifestError, UsageErro
 from deltahub.manifest import BaseRef, Manifest, MaskRef, Quantization
 from deltahub.names import KINDS, check_tag, check_task, parse_reference
 from deltahub.rawtensor import RawTensor
+from deltahub.tensorfile import strict_json
 
 PLAIN = st.recursive(
     st.none()
@@ -87,6 +89,12 @@ GOOD = Manifest("sst2", "regression", BaseRef("0" * 64, "b")).to_json()
         GOOD.replace('"labels":[]', '"labels":["a","a"]'), GOOD.replace("0" * 64, "0" * 63 + "G"),
         GOOD.replace('"inputs":{}', '"inputs":' + "[" * 100_000 + "]" * 100_000),
         GOOD.replace('"quantization":null', '"quantization":{"bits":3,"group":1,"max_error":0,"relative_rms":0}'),
+        GOOD.replace('"quantization":null', '"quantization":{"bits":8.0,"group":1,"max_error":0,"relative_rms":0}'),
+        GOOD.replace('"metrics":{}', '"metrics":{"a":1' + "0" * 400 + "}"),
+        GOOD.replace('"metrics":{}', '"metrics":{"a":1' + "0" * 5000 + "}"),
+        GOOD.replace('"method":{}', '"method":{"a":[1e999]}'), GOOD.replace('"method":{}', '"method":{"a":-1e999}'),
+        GOOD.replace('"labels":[]', '"labels":["\\ud800"]'), GOOD.replace('"labels":[]', '"labels":["\ud800"]'),
+        GOOD.replace('"method":{}', '"method":{"\\uDFFF":1}'), GOOD.replace('"licence":null', '"licence":"\\udc00 x"'),
     ],
 )  # fmt: skip
 def test_hostile_manifests_are_refused_with_one_line(text):
@@ -94,6 +102,32 @@ def test_hostile_manifests_are_refused_with_one_line(text):
         Manifest.from_json(text)
     assert len(str(error.value)) < 400
     assert "\n" not in str(error.value)
+
+
+def test_surrogates_in_pairs_are_text():
+    assert Manifest.from_json(GOOD.replace('"labels":[]', r'"labels":["\ud83d\ude00 \\ud800"]')).labels == (
+        "😀 \\ud800",
+    )
+
+
+@pytest.mark.parametrize("changes", [{"labels": ("\udcff",)}, {"metrics": {"a": float("inf")}}])
+def test_what_no_manifest_can_say_is_refused_when_it_is_written(changes):
+    with pytest.raises(ManifestError, match="cannot be written"):
+        Delta(Manifest("sst2", "other", BaseRef("0" * 64, "b"), **changes), {}).digest  # noqa: B018
+
+
+def test_a_key_that_is_there_twice_is_found_at_once():
+    names = [f'"key{number}":0' for number in range(100_000)]
+    started = time.process_time()
+    with pytest.raises(FormatError, match="'key99999' twice"):
+        strict_json("{" + ",".join([*names, names[-1]]) + "}", "the text")
+    assert time.process_time() - started < 5  # a search for it among all others takes minutes
+
+
+@pytest.mark.parametrize("text", [b'"\xff"', b'"\xed\xa0\x80"', '"a"'.encode("utf-16"), b'\xef\xbb\xbf"a"'], ids=repr)
+def test_json_is_utf_8(text):
+    with pytest.raises(FormatError):
+        strict_json(text, "the text")
 
 
 def sample() -> Delta:

@@ -119,6 +119,21 @@ def test_numbers_count_up_and_are_never_used_again(hub, base, mask):
             hub.pull(f"sst2@{gone}")
 
 
+def test_numbers_that_run_out_are_refused_before_anything_is_written(hub, base, mask):
+    hub.push(random_delta(base, mask, 0))
+    hub.store.put("tasks/sst2/v99999999.removed", b"")  # past the last number: a stranger
+    assert hub.push(random_delta(base, mask, 1)).number == 2
+    assert [problem.key for problem in hub.verify().problems] == ["tasks/sst2/v99999999.removed"]
+    hub.store.delete("tasks/sst2/v99999999.removed")
+    hub.store.put("tasks/sst2/v99999998.removed", b"")
+    before = sorted(entry.key for entry in hub.store.list())
+    with pytest.raises(HubError, match="sst2 has no version numbers left"):
+        hub.push(random_delta(base, mask, 2))
+    assert sorted(entry.key for entry in hub.store.list()) == before
+    [problem] = hub.verify().problems
+    assert "lost version 3 to 99999997" in problem.problem
+
+
 def test_a_delta_equal_to_the_newest_version_is_that_version(hub, base, mask):
     first, second = random_delta(base, mask, 1), random_delta(base, mask, 2)
     hub.push(first)
@@ -345,7 +360,8 @@ def test_files_of_other_programs_are_left_alone(tmp_path, base, mask):
     strangers = [
         "README", "tasks/README", "tasks/.DS_Store", "tasks/sst2/notes.txt", "tasks/sst2/old/v00000007.json",
         "tasks/sst2/v0000000².json", "tasks/sst2/v00000000.json", "tasks/SST2/v00000001.json", "tasks/mine/notes",
-        "tasks/sst2/tag.Prod.json", "blobs/.DS_Store", "blobs/a b", "tasks/with space/v00000001.json",
+        "tasks/sst2/tag.Prod.json", "blobs/.DS_Store", "blobs/a b", "masks/.DS_Store", "masks/a.json",
+        "bases/.DS_Store", "tasks/with space/v00000001.json",
     ]  # fmt: skip
     for name in strangers:
         (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
@@ -353,6 +369,7 @@ def test_files_of_other_programs_are_left_alone(tmp_path, base, mask):
     assert [(info.task, info.newest, info.versions, info.tags) for info in hub.tasks()] == [("sst2", 1, 1, ())]
     assert hub.push(random_delta(base, mask, 1)).number == 2
     assert hub.verify().problems == ()
+    assert len(hub.masks()) == len(hub.report().masks) == 1
     hub.remove("sst2")
     hub.gc(grace_seconds=0)
     assert all((tmp_path / name).read_text() == "mine" for name in strangers)

@@ -20,7 +20,7 @@ LAYERS = [
     {"codecs", "stores", "manifest", "space"},
     {"checkpoint_files", "checkpoint", "selection", "mask", "delta", "fit", "records"},
     {"backbone", "binding", "layout", "dense", "resident", "heads"},
-    {"hub", "versions", "garbage", "verification", "report"},
+    {"hub", "pushing", "versions", "garbage", "verification", "report"},
     {"transfer", "tuning", "convert", "merge", "compare", "predict"},
     {"cli"},
 ]

@@ -17,6 +17,7 @@ Indices = npt.NDArray[np.int64]
 _MAX_SHIFT = 8
 _MAX_BYTES = 6
 _MAX_SIZE = 1 << 62
+_CHUNK = 1 << 17  # positions, a multiple of 8; what decoding needs beside planes and result stays this small
 
 
 def encode_index(indices: Indices) -> Encoded:
@@ -47,18 +48,22 @@ def decode_index(config: Mapping[str, Plain], stored: Source, k: int, n: int) ->
         raise CodecError("codec of an index", expected="gaps", got=ascii(config.get("codec"))[:40])
     check_fields(config, "shift", "bytes", "planes")
     shift, width = whole(config, "shift", 0, _MAX_SHIFT), whole(config, "bytes", 1, _MAX_BYTES)
-    if not 0 <= k <= n < _MAX_SIZE:
+    if type(k) is not int or type(n) is not int or not 0 <= k <= n < _MAX_SIZE:
         raise CodecError("number of positions", expected="0 <= k <= n < 2^62", got=f"k = {k}, n = {n}")
     sizes = [-(-k // 8)] * shift + [k] * width
     planes = unpack(flat(stored), plane_lengths(config, shift + width), sizes)
-    positions = _join(planes, shift, k)
-    # The sum in two halves cannot overflow, and no partial sum exceeds it.
-    total = (int((positions >> 32).sum()) << 32) + int((positions & 0xFFFFFFFF).sum()) + k
-    if total > n:
-        raise CodecError("positions of an index", expected=f"all below {n}", got=f"{total - 1}")
-    positions += 1
-    np.cumsum(positions, out=positions)
-    positions -= 1
+    positions = np.empty(k, np.int64)
+    last = -1
+    for start in range(0, k, _CHUNK):
+        gaps = _join(planes, shift, start, min(k, start + _CHUNK))
+        gaps += 1
+        # Gaps are below 2^56 and a chunk has 2^17 of them: halves cannot overflow, whole ones could.
+        total = last + (int((gaps >> 32).sum()) << 32) + int((gaps & 0xFFFFFFFF).sum())
+        if total >= n:
+            raise CodecError("positions of an index", expected=f"all below {n}", got=f"{total} or more")
+        gaps[0] += last
+        np.cumsum(gaps, out=positions[start : start + len(gaps)])
+        last = total
     return positions
 
 
@@ -80,10 +85,12 @@ def _encode(gaps: Indices, shift: int) -> Encoded:
     return Encoded({"codec": "gaps", "shift": shift, "bytes": width, "planes": lengths}, stored)
 
 
-def _join(planes: list[Bytes], shift: int, k: int) -> Indices:
-    gaps = np.zeros(k, np.int64)
+def _join(planes: list[Bytes], shift: int, start: int, end: int) -> Indices:
+    """Gaps ``start`` (a multiple of 8) to ``end``."""
+    gaps = np.zeros(end - start, np.int64)
     for bit, plane in enumerate(planes[:shift]):
-        gaps |= np.unpackbits(plane, count=k, bitorder="little").astype(np.int64) << bit
+        bits = np.unpackbits(plane[start // 8 :], count=end - start, bitorder="little")
+        gaps |= bits.astype(np.int64) << bit
     for byte, plane in enumerate(planes[shift:]):
-        gaps |= plane.astype(np.int64) << (shift + 8 * byte)
+        gaps |= plane[start:end].astype(np.int64) << (shift + 8 * byte)
     return gaps

@@ -78,6 +78,18 @@ def test_an_index_of_more_positions_than_its_bytes_can_hold_is_refused_without_m
         tracemalloc.stop()
 
 
+def test_many_positions_in_few_bytes_take_little_more_memory_than_the_positions():
+    k = 8_000_000
+    encoded = encode_index(np.arange(k))
+    assert len(encoded.stored) < 1000
+    tracemalloc.start()
+    try:
+        assert decode_index(encoded.config, encoded.stored, k, k)[-1] == k - 1
+        assert tracemalloc.get_traced_memory()[1] < 1.5 * 8 * k
+    finally:
+        tracemalloc.stop()
+
+
 def test_a_frame_that_holds_more_than_its_header_says_is_refused():
     frame = small_frame(10_000)
     assert frame[4] & 0xE0 == 0x60  # single segment, 2-byte content size less 256

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deltahub.codecs import index
 from deltahub.codecs.index import decode_index, encode_index
 from deltahub.errors import CodecError
 
@@ -33,6 +34,16 @@ def test_any_positions_come_back(gaps, room):
     decoded = decode_index(encoded.config, encoded.stored, len(gaps), n)
     assert decoded.dtype == np.int64
     assert np.array_equal(decoded, indices)
+
+
+def test_positions_of_several_chunks_come_back():
+    gaps = np.random.default_rng(0).integers(0, 1 << 20, 3 * index._CHUNK + 5)
+    indices = indices_of(gaps)
+    encoded = encode_index(indices)
+    n = int(indices[-1]) + 1
+    assert np.array_equal(decode_index(encoded.config, encoded.stored, len(gaps), n), indices)
+    with pytest.raises(CodecError, match="all below"):
+        decode_index(encoded.config, encoded.stored, len(gaps), n - 1)
 
 
 @pytest.mark.parametrize("density", [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05])
@@ -81,6 +92,7 @@ def test_other_indices_are_refused(indices):
         (GOLDEN_CONFIG, GOLDEN_STORED, 4, 3, "0 <= k <= n"),
         (GOLDEN_CONFIG, GOLDEN_STORED, -4, 3, "0 <= k <= n"),
         (GOLDEN_CONFIG, GOLDEN_STORED, 4, 1 << 63, "0 <= k <= n"),
+        (GOLDEN_CONFIG, GOLDEN_STORED, 4.0, 301, "0 <= k <= n"),
         ({**GOLDEN_CONFIG, "codec": "planes"}, GOLDEN_STORED, 4, 301, "expected gaps"),
         ({**GOLDEN_CONFIG, "shift": 9}, GOLDEN_STORED, 4, 301, "shift of an encoded blob"),
         ({**GOLDEN_CONFIG, "bytes": 0, "planes": [1]}, "04", 4, 301, "bytes of an encoded blob"),

@@ -1,0 +1,91 @@
+"""A push and a collection take turns at the store, switched at every pair of moments: the push loses nothing."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import pytest
+
+from deltahub import garbage
+from deltahub.hub import Hub
+from deltahub.stores import MemoryStore
+from tests.test_hub import dump, tiny
+from tests.test_hub_faults import Watched, copy_of
+
+GRACE = 3600.0
+
+
+class Turns:
+    """Lets one of two threads do store operations at a time, by the plan ``[(name, operations), ...]``, then both."""
+
+    def __init__(self, plan: list[tuple[str, int]]) -> None:
+        self._plan = [name for name, count in plan for _ in range(count)]
+        self._turn = threading.Condition()
+
+    def take(self, name: str) -> None:
+        """Ends the thread's operation before this one, and waits until the next is its own."""
+        with self._turn:
+            assert self._turn.wait_for(lambda: not self._plan or self._plan[0] == name, timeout=30)
+            self._plan[:1] = []
+            self._turn.notify_all()
+
+    def drop(self, name: str) -> None:
+        """The thread has ended or waits for the other: what the plan still gives to it first is the other's."""
+        with self._turn:
+            while self._plan and self._plan[0] == name:
+                self._plan.pop(0)
+            self._turn.notify_all()
+
+    def end(self, name: str) -> None:
+        with self._turn:
+            self._plan = [other for other in self._plan if other != name]
+            self._turn.notify_all()
+
+
+def run(turns: Turns, store: MemoryStore, jobs: dict[str, Callable[[Hub], object]]) -> None:
+    failures: list[BaseException] = []
+
+    def work(name: str, job: Callable[[Hub], object]) -> None:
+        try:
+            job(Hub(Watched(store, lambda *_: turns.take(name))))
+        except BaseException as error:  # noqa: BLE001 - shown by the thread that started this one
+            failures.append(error)
+        finally:
+            turns.end(name)
+
+    threads = [threading.Thread(target=work, args=item, name=item[0]) for item in jobs.items()]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert failures == []
+
+
+@pytest.mark.parametrize("first", ["push", "gc"])
+def test_a_push_loses_nothing_to_a_collection_in_any_order(first, monkeypatch):
+    """The push finds its blobs old and needed by nothing: what the collector is about to delete."""
+    hub = Hub.open(f"memory://turns-{first}")
+    for delta in (tiny("a", 1), tiny("a", 2)):
+        hub.push(delta)
+    hub.remove("a@1")
+    [second] = {"push", "gc"} - {first}
+    clock = itertools.count()
+    for turns_of_first, turns_of_second, more in itertools.product(range(0, 24, 2), range(0, 24, 2), (0, 3)):
+        store = copy_of(hub.store, aged=2 * GRACE)
+        plan = [(first, turns_of_first), (second, turns_of_second), (first, more), (second, 99), (first, 99)]
+        turns = Turns(plan)
+        waiting = SimpleNamespace(
+            time=garbage.time.time,
+            monotonic=lambda: next(clock) * 1e-6,
+            sleep=lambda _, turns=turns: turns.drop(threading.current_thread().name),
+        )
+        with monkeypatch.context() as patch:
+            patch.setattr(garbage, "time", waiting)
+            jobs = {"push": lambda hub: hub.push(tiny("a", 1), ["prod"]), "gc": lambda hub: hub.gc(grace_seconds=GRACE)}
+            run(turns, store, jobs)
+        assert dump(Hub(store).pull("a:prod")) == dump(tiny("a", 1)), plan
+        assert dump(Hub(store).pull("a@2")) == dump(tiny("a", 2)), plan
+        assert Hub(store).verify().problems == (), plan
