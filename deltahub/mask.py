@@ -197,7 +197,7 @@ class Mask:
             document = strict_json(metadata[_KEY], path.name)
             if not isinstance(document["recipe"], dict) or set(document["base"]) != {"digest", "id", "revision"}:
                 raise TypeError("recipe or base")
-            if document["format_version"] != _FORMAT_VERSION:
+            if type(document["format_version"]) is not int or document["format_version"] != _FORMAT_VERSION:
                 raise FormatError(f"{path.name}", expected=f"format {_FORMAT_VERSION}", got=document["format_version"])
             stored = tensors["index"].data
             indices = index_codec.decode_index(document["codec"], stored.data, document["k"], document["n"])
