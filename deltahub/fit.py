@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from deltahub.checkpoint import Base
 from deltahub.delta import Delta
 from deltahub.errors import MismatchError
 from deltahub.mask import Mask
-from deltahub.rawtensor import RawTensor
+from deltahub.rawtensor import RawTensor, narrow
 
 
 def check_fit(delta: Delta, base: Base, mask: Mask | None) -> None:
@@ -57,6 +59,22 @@ def _check_mask(delta: Delta, base: Base, mask: Mask | None) -> None:
         raise MismatchError(
             f"values of {delta.task}", expected=f"dtype {wanted}, as the masked tensors have", got=found
         )
+    _check_exact(delta, base, mask)
+
+
+def _check_exact(delta: Delta, base: Base, mask: Mask) -> None:
+    """Where masked tensors differ in dtype, each value must be one of its own tensor's numbers."""
+    values = delta.tensors["values"]
+    for tensor, part in base.space.split(mask.indices):
+        if tensor.dtype == values.dtype:
+            continue
+        wide = values.float32()[part]
+        rounded = RawTensor.of_bits(tensor.dtype, wide.shape, narrow(wide, tensor.dtype)).float32()
+        if not np.array_equal(rounded.view(np.uint32), wide.view(np.uint32)):
+            raise MismatchError(
+                f"values of {delta.task} in {tensor.name}", expected=f"numbers that {tensor.dtype} holds exactly",
+                hint="values of a base of mixed dtypes cannot be rounded to int8 or int4: push them exact",
+            )  # fmt: skip
 
 
 def _check_adapter(delta: Delta, base: Base, name: str) -> None:

@@ -175,7 +175,6 @@ class Resident:
     def _prepare(self, delta: Delta) -> tuple[list[Write], list[Write]]:
         """The dense and head writes of ``delta`` and those that undo them, after every check."""
         check_fit(delta, self.base, self.mask)
-        self._check_exact(delta)
         with torch.no_grad():
             writes, undo = self._dense.writes(delta)
             for name, tensor in delta.head.items():
@@ -191,16 +190,3 @@ class Resident:
                 at_start = self._own_at_start.setdefault(name, own.detach().clone())
                 undo.append(Write(own.data, at_start))
         return writes, undo
-
-    def _check_exact(self, delta: Delta) -> None:
-        """Where masked tensors differ in dtype, each value must be one of its own tensor's numbers."""
-        values = delta.values
-        for segment in self.segments:
-            if values is None or segment.flat.dtype == values.dtype:
-                continue
-            part = values[segment.part]
-            if not torch.equal(part.to(segment.flat.dtype).to(part.dtype), part):
-                raise MismatchError(
-                    f"values of {delta.task}", expected=f"numbers that {segment.flat.dtype} holds exactly",
-                    hint="values of a base of mixed dtypes cannot be rounded to int8 or int4: push them exact",
-                )  # fmt: skip

@@ -252,3 +252,20 @@ def test_a_base_that_is_overwritten_while_in_use_is_noticed(folder_of, tmp_path)
     for use in (lambda: Mask.build(base, 0.01), lambda: Resident.load(base, None)):
         with pytest.raises(CheckpointError, match="changed while"):
             use()
+
+
+def test_values_that_their_own_tensor_cannot_hold_are_refused(tmp_path):
+    """A base of mixed dtypes: values travel in fp32, and those of a bf16 tensor must be bf16 numbers."""
+    from safetensors.torch import save_file
+
+    tensors = {"layer.0.weight": torch.randn(16, 4), "layer.1.weight": torch.randn(16, 4).bfloat16()}
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    base = Base.open(tmp_path, cache=tmp_path / "cache")
+    mask = Mask.build(base, 0.5)
+    exact = random_delta(base, mask)
+    materialize(base, exact, tmp_path / "exact")
+    values = exact.tensors["values"].copy()
+    values.bits[-1] |= 1
+    with pytest.raises(MismatchError, match="BF16 holds exactly"):
+        materialize(base, dataclasses.replace(exact, tensors={**exact.tensors, "values": values}), tmp_path / "rounded")
