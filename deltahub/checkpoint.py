@@ -94,7 +94,7 @@ class Base:
     def ref(self) -> BaseRef:
         return BaseRef(self.digest, self.id, self.revision)
 
-    @property
+    @cached_property
     def specs(self) -> dict[str, TensorSpec]:
         """Every tensor in the files, tied copies and integer buffers included."""
         return {name: file.specs[name] for name, file in self._files.by_tensor.items()}

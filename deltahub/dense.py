@@ -66,6 +66,7 @@ class DenseSlots:
     def _find(self, name: str) -> list[_Slot]:
         source = self._base.space.by_name[name]
         own = self._base.read(name).torch()
+        self._base.check_unchanged()  # what is put back later must be what was bound
         slots = []
         for place in self._binding.placements:
             if name not in place.sources:
@@ -91,6 +92,7 @@ def materialise_adapter(delta: Delta, base: Base) -> dict[str, torch.Tensor]:
     made = {}
     for name in adapted(delta):
         weight = base.read(name).torch()
+        base.check_unchanged()
         up, down = delta.adapter[f"{name}.up"], delta.adapter[f"{name}.down"]
         made[name] = (weight.float() + up.float() @ down.float()).to(weight.dtype)
         if not bool(torch.isfinite(made[name]).all()):

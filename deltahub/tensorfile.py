@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import mmap
 import os
 import weakref
 from collections.abc import Iterator, Mapping
@@ -189,7 +188,7 @@ def read_whole(path: Path) -> bytes:
         return path.read_bytes()
 
 
-def loads(data: bytes | mmap.mmap | memoryview, what: str) -> tuple[dict[str, RawTensor], dict[str, str]]:
+def loads(data: bytes | memoryview, what: str) -> tuple[dict[str, RawTensor], dict[str, str]]:
     """Tensors (read-only views of ``data``) and metadata of a whole safetensors file in memory."""
     view = memoryview(data)
     length = header_length(bytes(view[:8]), len(view), what)

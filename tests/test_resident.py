@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import shutil
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassificati
 
 from deltahub.backbone import quiet
 from deltahub.checkpoint import Base
-from deltahub.errors import MismatchError, PoisonedError, ResidentError
+from deltahub.errors import CheckpointError, MismatchError, PoisonedError, ResidentError
 from deltahub.mask import Mask
 from deltahub.resident import Resident, Stamp
 from tests.deltas import random_delta
@@ -280,3 +281,17 @@ def test_low_rank_factors_become_the_matrix_that_they_stand_for(base_of, folder_
     assert torch.equal(module.layers[0].mlp.down_proj.weight, before[name] + up @ down)
     resident.restore()
     assert same_bits(before, bits(module))
+
+
+def test_a_base_overwritten_after_binding_cannot_spoil_a_restore(folder_of, tmp_path):
+    """A dense tensor's own bits are read when it is first replaced: not from a file that is another by then."""
+    shutil.copytree(folder_of("bert"), tmp_path / "b")
+    base = Base.open(tmp_path / "b", cache=tmp_path)
+    resident = Resident.load(base, None)
+    before = bits(resident.module)
+    with (tmp_path / "b" / "model.safetensors").open("r+b") as file:
+        file.seek(-4, 2)
+        file.write(b"\0\0\0\0")
+    with pytest.raises(CheckpointError, match="changed while"):
+        resident.swap(random_delta(base, None, 1, dense=(a_bias(base),)))
+    assert same_bits(before, bits(resident.module))

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from deltahub.cli import common
+
+if TYPE_CHECKING:
+    from deltahub.space import Positions
 
 
 def add(commands: common.Commands) -> None:
@@ -61,7 +65,7 @@ def _build(options: argparse.Namespace) -> None:
     print(mask.digest)
 
 
-def _positions(path: Path):  # type: ignore[no-untyped-def]  # numpy's types would import it at start
+def _positions(path: Path) -> Positions:
     import numpy as np
 
     from deltahub.errors import FormatError
@@ -74,7 +78,8 @@ def _positions(path: Path):  # type: ignore[no-untyped-def]  # numpy's types wou
         raise FormatError(f"{path} is not an array of numbers ({error})", expected=".npy of int64") from None
     if found.dtype.kind not in "iu":
         raise FormatError(f"{path}", expected="whole numbers", got=found.dtype)
-    return np.sort(found.reshape(-1).astype(np.int64))
+    positions: Positions = np.sort(found.reshape(-1).astype(np.int64))
+    return positions
 
 
 def _show(options: argparse.Namespace) -> None:
