@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from deltahub import tuning as tuning
     from deltahub.checkpoint import Base as Base
     from deltahub.convert.extract import extract as extract
     from deltahub.convert.materialize import materialize as materialize
@@ -40,14 +41,16 @@ _HOME = {
     "train": "tuning.train",
 }
 __version__ = "0.1.0"
-__all__ = ["__version__", *sorted(_HOME)]  # noqa: PLE0604  (strings, all of them)
+__all__ = ["__version__", "tuning", *sorted(_HOME)]  # noqa: PLE0604  (strings, all of them)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'deltahub' has no attribute {name!r}")
     from importlib import import_module
 
+    if name == "tuning":
+        return import_module("deltahub.tuning")
+    if name not in _HOME:
+        raise AttributeError(f"module 'deltahub' has no attribute {name!r}")
     return getattr(import_module(f"deltahub.{_HOME[name]}"), name)
 
 

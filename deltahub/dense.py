@@ -83,6 +83,14 @@ class DenseSlots:
         return slots
 
 
+def low_rank(weight: torch.Tensor, up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
+    """``weight + up @ down`` (out, in), computed in fp32 and rounded to the dtype of ``weight``.
+
+    Training, swapping and materializing all come here, so that they give the same bits.
+    """
+    return (weight.float() + up.float() @ down.float()).to(weight.dtype)
+
+
 def materialise_adapter(delta: Delta, base: Base) -> dict[str, torch.Tensor]:
     """Low-rank factors as the whole tensors that they stand for: W + up @ down, computed once in fp32.
 
@@ -94,7 +102,7 @@ def materialise_adapter(delta: Delta, base: Base) -> dict[str, torch.Tensor]:
         weight = base.read(name).torch()
         base.check_unchanged()
         up, down = delta.adapter[f"{name}.up"], delta.adapter[f"{name}.down"]
-        made[name] = (weight.float() + up.float() @ down.float()).to(weight.dtype)
+        made[name] = low_rank(weight, up, down)
         if not bool(torch.isfinite(made[name]).all()):
             raise MismatchError(f"the adapter of {name} overflows", hint="the training diverged; do not use this task")
     return made

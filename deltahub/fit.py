@@ -73,7 +73,7 @@ def _check_exact(delta: Delta, base: Base, mask: Mask) -> None:
         if not np.array_equal(rounded.view(np.uint32), wide.view(np.uint32)):
             raise MismatchError(
                 f"values of {delta.task} in {tensor.name}", expected=f"numbers that {tensor.dtype} holds exactly",
-                hint="values of a base of mixed dtypes cannot be rounded to int8 or int4: push them exact",
+                hint="values of a base of mixed dtypes cannot be rounded to int8 or int4: push them exact or as bf16",
             )  # fmt: skip
 
 

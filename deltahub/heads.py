@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from deltahub.errors import CheckpointError, MismatchError, UsageError
+from deltahub.pooling import default_pooling
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +31,10 @@ _PROBLEM = {
     "image-classification": "single_label_classification",
 }
 KINDS = (*_AUTO, "embeddings")
+HEADS = ("native", "linear", "shared")
+"""The head of the transformers class; one linear layer; the native one with inner layers that all tasks share."""
+
+_POOLED = ("text-classification", "multi-label-classification", "regression")
 _VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken", "tekken.json")
 
 
@@ -79,6 +85,8 @@ def task_model(
     architecture: str | None = None,
     *,
     lacking: Collection[str] = (),
+    head: str = "native",
+    pooling: str | None = None,
 ) -> nn.Module:
     """A transformers model of ``kind`` whose backbone is ``backbone`` itself, not a copy.
 
@@ -94,24 +102,23 @@ def task_model(
         architecture: class name that the task was trained with.
         lacking: parameters of ``backbone`` that its base does not have (such as a pooler); the task model gets its
             own, as a part of its head.
+        head: one of HEADS; an ``architecture`` of "LinearHead" is a linear one. The native head of token
+            classification is linear already.
+        pooling: of a linear head, one of `pooling.POOLINGS`; None takes `pooling.default_pooling`.
 
     Raises:
-        UsageError: a kind that has no task model.
+        UsageError: a kind that has no task model, or a head that there is not.
         MismatchError: the backbone's architecture has none of this kind, or another one than ``architecture``.
     """
-    import torch
-    import transformers
-
     if kind == "embeddings":
         return backbone
     if kind not in _AUTO:
         raise UsageError(f"kind {kind!r} has no task model", expected=f"one of {', '.join(KINDS)}")
+    if head not in HEADS:
+        raise UsageError(f"head {head!r}", expected=f"one of {', '.join(HEADS)}")
     config = _labelled(config, kind, labels)
-    try:
-        with torch.device("meta"):
-            model: nn.Module = getattr(transformers, _AUTO[kind]).from_config(config)
-    except ValueError:
-        raise MismatchError(f"{type(backbone).__name__} has no model for {kind}", hint="choose another base") from None
+    linear = kind in _POOLED and (head == "linear" or architecture == "LinearHead")
+    model = _empty_linear(config, backbone, pooling) if linear else _empty_native(config, kind, backbone)
     if architecture is not None and type(model).__name__ != architecture:
         raise MismatchError(
             f"the task's model on {type(backbone).__name__}", expected=architecture, got=type(model).__name__,
@@ -120,7 +127,41 @@ def task_model(
     prefix = backbone_prefix(model)
     _share(model, prefix[:-1], model.get_submodule(prefix[:-1]), backbone, frozenset(lacking))
     _materialize(model, next(backbone.parameters()))
+    if head == "shared":
+        share_inner(model, lacking)
     return model
+
+
+def share_inner(model: nn.Module, lacking: Collection[str] = ()) -> tuple[str, ...]:
+    """Sets the inner layers of a native head, all but the one that maps to the labels, to `shared_head.fixed_values`.
+
+    Returns:
+        Names of the tensors that were set, which training leaves alone; none where the head is one layer.
+
+    Raises:
+        MismatchError: no layer of the head has as many outputs as there are labels.
+    """
+    import torch
+
+    from deltahub.shared_head import fixed_values, inner_names
+
+    state = model.state_dict()
+    parameters = dict(model.named_parameters())
+    names = [name for name in head_names(model, lacking) if name in parameters]
+    inner = inner_names({name: state[name] for name in names}, int(model.config.num_labels), type(model).__name__)  # type: ignore[union-attr, arg-type]
+    with torch.no_grad():
+        for name in inner:
+            state[name].copy_(fixed_values(name, state[name].shape))
+    return inner
+
+
+def know_padding(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Tells a task model its tokenizer's padding token where its config names none.
+
+    The native heads of decoders read a text's last token that is no padding, and refuse batches without knowing it.
+    """
+    if getattr(model.config, "pad_token_id", None) is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
 
 
 def backbone_prefix(model: nn.Module) -> str:
@@ -166,6 +207,32 @@ def load_head(model: nn.Module, head: Mapping[str, torch.Tensor], lacking: Colle
     with torch.no_grad():
         for name in wanted:
             state[name].copy_(head[name])
+
+
+def _empty_native(config: Any, kind: str, backbone: nn.Module) -> nn.Module:
+    """The transformers class of ``kind``, on the meta device."""
+    import torch
+    import transformers
+
+    try:
+        with torch.device("meta"):
+            model: nn.Module = getattr(transformers, _AUTO[kind]).from_config(config)
+    except ValueError:
+        raise MismatchError(f"{type(backbone).__name__} has no model for {kind}", hint="choose another base") from None
+    return model
+
+
+def _empty_linear(config: Any, like: nn.Module, pooling: str | None) -> nn.Module:
+    """A linear head on a backbone as ``like``, without the pooler that it would not use, on the meta device."""
+    import torch
+    from transformers import AutoModel
+
+    from deltahub.linear_head import LinearHead
+
+    has_pooler = "add_pooling_layer" in inspect.signature(type(like)).parameters
+    with torch.device("meta"):
+        backbone = AutoModel.from_config(config, **({"add_pooling_layer": False} if has_pooler else {}))
+        return LinearHead(backbone, config, default_pooling(config) if pooling is None else pooling)
 
 
 def _labelled(config: Any, kind: str, labels: Sequence[str]) -> Any:

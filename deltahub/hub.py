@@ -80,7 +80,8 @@ class Hub:
         tags: Sequence[str] = (),
         *,
         mask: Mask | None = None,
-        quantize: int | None = None,
+        values: str = "exact",
+        head: str = "exact",
         progress: Progress | None = None,
     ) -> TaskVersion:
         """Stores ``delta`` as the next version of its task; a delta equal to the newest version is that version.
@@ -90,14 +91,17 @@ class Hub:
         Args:
             tags: names to move to it.
             mask: must be given once where no recipe can rebuild it.
-            quantize: 8 or 4 rounds the values in groups of 256; what they become is then the task.
+            values: ``bf16``, ``int8`` or ``int4`` rounds values, dense tensors and adapter factors, the latter two in
+                groups of 256; what they become is then the task.
+            head: the same for the head.
 
         Raises:
+            UsageError: another rounding, or a tag that is no name.
             StoreError: the place failed; what was there before is whole, and nothing half-made can be seen.
             NotFoundError: the mask is needed and not in the hub.
             HubError: the task has no version numbers left.
         """
-        return pushing.push(self, delta, tags, mask=mask, quantize=quantize, progress=progress)
+        return pushing.push(self, delta, tags, mask=mask, values=values, head=head, progress=progress)
 
     def pull(self, reference: str, progress: Progress | None = None) -> Delta:
         """The delta of ``"task"`` (newest), ``"task@3"`` or ``"task:tag"``, every digest checked.

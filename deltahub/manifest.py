@@ -14,10 +14,15 @@ from deltahub.errors import ManifestError, UsageError
 from deltahub.names import KINDS, check_task
 from deltahub.tensorfile import strict_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""The newest; a manifest is written in the lowest that can say it."""
+ROUNDINGS = ("exact", "bf16", "int8", "int4")
+"""What numbers may be rounded to, ascending by what is lost."""
 REBUILDABLE = ("smallest-magnitude", "random")
 _MAX_TEXT = 4 << 20
 _MAX_LABELS = 100_000
+_BITS = {"int8": 8, "int4": 4}
+_ROUNDED_GROUPS = ("values", "dense", "adapter", "head")
 _CREATED = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 
 Scalar = str | int | float | bool | None
@@ -50,19 +55,24 @@ class MaskRef:
 
 @dataclass(frozen=True)
 class Quantization:
-    """A lossy coding that made the values what they are.
+    """A rounding that made the tensors of a group what they are.
 
     Attributes:
-        bits: 8 or 4.
-        group: values per scale.
-        max_error: largest distance that any value moved.
-        relative_rms: root mean square of the moves over that of the values.
+        rounding: one of ROUNDINGS but ``exact``.
+        group: numbers per scale; None for ``bf16``, which has no scales.
+        max_error: largest distance that any number moved.
+        relative_rms: root mean square of the moves over that of the numbers.
     """
 
-    bits: int
-    group: int
+    rounding: str
+    group: int | None
     max_error: float
     relative_rms: float
+
+    @property
+    def bits(self) -> int | None:
+        """Of a code: 8 or 4; None for ``bf16``, which has no codes."""
+        return _BITS.get(self.rounding)
 
 
 @dataclass(frozen=True)
@@ -83,7 +93,7 @@ class Manifest:
         licence: SPDX expression.
         created: UTC, ``YYYY-MM-DDTHH:MM:SSZ``.
         parent: the version that training started from, ``"task@3"``.
-        quantization: present where values were coded with loss.
+        quantization: by group of tensors (``values``, ``dense``, ``adapter``, ``head``), where some were rounded.
     """
 
     task: str
@@ -99,7 +109,14 @@ class Manifest:
     licence: str | None = None
     created: str = "1970-01-01T00:00:00Z"
     parent: str | None = None
-    quantization: Quantization | None = None
+    quantization: Mapping[str, Quantization] = field(default_factory=dict)
+
+    @property
+    def format_version(self) -> int:
+        """The lowest that can say it: version 1 knows of nothing rounded but values, to int8 or int4."""
+        return (
+            1 if all(name == "values" and lossy.bits for name, lossy in self.quantization.items()) else FORMAT_VERSION
+        )
 
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, no blanks, so that equal manifests are equal bytes.
@@ -107,7 +124,9 @@ class Manifest:
         Raises:
             ManifestError: a number that is not finite, or text with half a surrogate pair.
         """
-        document = {"format_version": FORMAT_VERSION, **_plain(self)}
+        document = {"format_version": self.format_version, **_plain(self)}
+        if self.format_version == 1:
+            document["quantization"] = _first_quantization(self.quantization.get("values"))
         try:
             text = json.dumps(document, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
             text.encode()
@@ -117,19 +136,22 @@ class Manifest:
 
     @staticmethod
     def from_json(text: str) -> Manifest:
-        """Raises ManifestError for anything but a manifest of this format version, complete and with no field more."""
+        """Raises ManifestError for anything but a manifest of a known format version, complete, with no field more."""
         if len(text) > _MAX_TEXT:
             raise ManifestError("the manifest is too large", expected=f"at most {_MAX_TEXT} characters", got=len(text))
         document = strict_json(text, "the manifest")
         if not isinstance(document, dict):
             raise ManifestError("the manifest", expected="a JSON object", got=type(document).__name__)
         version = document.pop("format_version", None)
-        if version != FORMAT_VERSION or type(version) is not int:
+        if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
             raise ManifestError(
-                "the manifest's format_version", expected=FORMAT_VERSION, got=version,
-                hint="a newer deltahub wrote it: upgrade" if isinstance(version, int) else None,
+                "the manifest's format_version", expected=f"1 to {FORMAT_VERSION}", got=ascii(version)[:40],
+                hint="a newer deltahub wrote it: upgrade" if type(version) is int else None,
             )  # fmt: skip
-        return _manifest(document)
+        found = _manifest(document, version)
+        if found.format_version != version:
+            raise ManifestError("the manifest's format_version", expected=found.format_version, got=version)
+        return found
 
 
 def _plain(value: Any) -> Any:
@@ -142,7 +164,16 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _manifest(document: dict[str, Any]) -> Manifest:
+def _first_quantization(lossy: Quantization | None) -> dict[str, Plain] | None:
+    """As version 1 says it."""
+    if lossy is None:
+        return None
+    return {
+        "bits": lossy.bits, "group": lossy.group, "max_error": lossy.max_error, "relative_rms": lossy.relative_rms,
+    }  # fmt: skip
+
+
+def _manifest(document: dict[str, Any], version: int) -> Manifest:
     _exactly(document, Manifest, "the manifest")
     task = _text(document, "task", 100)
     try:
@@ -176,7 +207,7 @@ def _manifest(document: dict[str, Any]) -> Manifest:
         licence=_optional(document, "licence", 200),
         created=created,
         parent=_optional(document, "parent", 120),
-        quantization=None if document["quantization"] is None else _quantization(document["quantization"]),
+        quantization=(_read_first if version == 1 else _quantization)(document["quantization"]),
     )
 
 
@@ -193,12 +224,36 @@ def _mask(found: object) -> MaskRef:
     return MaskRef(_digest(part, "mask"), k, n, _object(part, "recipe"))
 
 
-def _quantization(found: object) -> Quantization:
-    part = _part(found, Quantization, "quantization")
-    bits, group = part["bits"], part["group"]
-    if type(bits) is not int or bits not in (8, 4) or type(group) is not int or not 1 <= group <= 1 << 20:
-        raise ManifestError("quantization", expected="bits 8 or 4 and a group of 1 to 2^20")
-    return Quantization(bits, group, _number(part, "max_error"), _number(part, "relative_rms"))
+def _read_first(found: object) -> dict[str, Quantization]:
+    """As version 1 says it."""
+    if found is None:
+        return {}
+    if not isinstance(found, dict) or set(found) != {"bits", "group", "max_error", "relative_rms"}:
+        raise ManifestError("quantization", expected="exactly bits, group, max_error and relative_rms, or null")
+    bits = found["bits"]
+    if type(bits) is not int or bits not in (8, 4):
+        raise ManifestError("quantization", expected="bits 8 or 4", got=ascii(bits)[:40])
+    return {"values": _rounding(f"int{bits}", found)}
+
+
+def _quantization(found: object) -> dict[str, Quantization]:
+    if not isinstance(found, dict) or not set(found) <= set(_ROUNDED_GROUPS):
+        raise ManifestError("quantization", expected=f"an object of {', '.join(_ROUNDED_GROUPS)}")
+    parts = {name: _part(item, Quantization, f"quantization.{name}") for name, item in found.items()}
+    for part in parts.values():
+        if part["rounding"] not in ROUNDINGS[1:]:
+            raise ManifestError("rounding", expected=" or ".join(ROUNDINGS[1:]), got=ascii(part["rounding"])[:40])
+    return {name: _rounding(part["rounding"], part) for name, part in parts.items()}
+
+
+def _rounding(rounding: str, part: dict[str, Any]) -> Quantization:
+    group = part["group"]
+    fits = group is None if rounding == "bf16" else type(group) is int and 1 <= group <= 1 << 20
+    if not fits:
+        raise ManifestError(
+            f"group of {rounding}", expected="null" if rounding == "bf16" else "1 to 2^20", got=ascii(group)[:40]
+        )
+    return Quantization(rounding, group, _number(part, "max_error"), _number(part, "relative_rms"))
 
 
 def _metrics(found: object) -> dict[str, float]:

@@ -31,7 +31,7 @@ class Mask:
     Attributes:
         base: the base that it belongs to.
         n: size of the parameter space, N.
-        recipe: what made it, enough to make it again (except for the recipe ``file``).
+        recipe: what made it, enough to make it again (except for ``file``, ``gradient`` and ``lift``).
         indices: (k,) int64, strictly ascending, read-only.
 
     Raises:
@@ -108,7 +108,7 @@ class Mask:
         elif recipe != "smallest-magnitude":
             raise UsageError(f"recipe {recipe!r}", expected="smallest-magnitude or random", hint="see Mask.of_indices")
         tensors = base.space.scope(scope, include, exclude)
-        k = _budget(density, base, tensors)
+        k = budget(density, base, tensors)
         if recipe == "random":
             indices = selection.random(base, tensors, k, seed, progress)
         else:
@@ -208,7 +208,7 @@ class Mask:
         return mask
 
 
-def _budget(density: float, base: Base, tensors: Sequence[SpaceTensor]) -> int:
+def budget(density: float, base: Base, tensors: Sequence[SpaceTensor]) -> int:
     if not 0 < density <= 1:
         raise UsageError("density", expected="a share above 0 and up to 1, such as 0.005", got=density)
     k = round(density * base.space.size)

@@ -64,7 +64,7 @@ def merge(
         method={"name": "merge", "how": method, "weights": list(shares), "of": list(parents)},
         metrics={},
         parent=None,
-        quantization=None,
+        quantization={},
     )
     return Delta(manifest, tensors)
 

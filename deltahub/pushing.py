@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from deltahub import garbage, keys, records, versions
 from deltahub.delta import Delta
-from deltahub.errors import FormatError, HubError, IntegrityError, MismatchError, NotFoundError, UsageError
+from deltahub.errors import FormatError, HubError, IntegrityError, MismatchError, NotFoundError
 from deltahub.names import check_tag, check_task
 from deltahub.records import MaskRecord, Section, VersionRecord
+from deltahub.rounding import check_rounding, round_delta
 from deltahub.stores import Store
 from deltahub.versions import Progress
 
@@ -31,16 +32,22 @@ class TaskVersion:
 
 
 def push(
-    hub: Hub, delta: Delta, tags: Sequence[str], *, mask: Mask | None, quantize: int | None, progress: Progress | None
+    hub: Hub,
+    delta: Delta,
+    tags: Sequence[str],
+    *,
+    mask: Mask | None,
+    values: str,
+    head: str,
+    progress: Progress | None,
 ) -> TaskVersion:
     """See `Hub.push`."""
     for tag in tags:
         check_tag(tag)
     check_task(delta.task)
-    if quantize is not None:
-        if quantize not in (8, 4):
-            raise UsageError("quantize", expected="8 or 4", got=quantize)
-        delta = versions.quantise(delta, quantize)
+    check_rounding("values", values)
+    check_rounding("head", head)
+    delta = round_delta(delta, values, head)
     _next_number(hub, delta.task)  # refused before anything is written
     _keep_mask(hub, delta, mask)
     hub.store.put_new(keys.base(delta.manifest.base.digest), records.base_bytes(delta.manifest.base))

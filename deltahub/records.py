@@ -19,7 +19,8 @@ from deltahub.rawtensor import FLOATS, ITEMSIZE
 from deltahub.tensorfile import strict_json
 
 HUB = b'{"format":"deltahub","format_version":1}'
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""The newest of version records; each is written in the lowest that can say it. Of mask records there is only 1."""
 MOST_BYTES = 16 << 20
 """A longer document is refused unread: a manifest has at most 4 MiB."""
 _MOST_SIZE = 1 << 48
@@ -47,7 +48,7 @@ class Blob:
 
 @dataclass(frozen=True)
 class Section:
-    """The tensors of one group and dtype, one after the other in the order of their names, in one blob.
+    """Tensors of one group and dtype, one after the other in the order of their names, in one blob.
 
     Attributes:
         group: ``values``, ``dense``, ``adapter`` or ``head``.
@@ -97,6 +98,13 @@ class VersionRecord:
         """Bytes of its blobs, some of which other versions may share."""
         return sum(section.data.stored for section in self.sections)
 
+    @property
+    def format_version(self) -> int:
+        """Version 1 has one section for each group and dtype, and no group of numbers that restarts within one."""
+        kinds = {(section.group, section.dtype) for section in self.sections}
+        joined = any("parts" in section.data.config for section in self.sections)
+        return FORMAT_VERSION if joined or len(kinds) < len(self.sections) else 1
+
     def to_bytes(self) -> bytes:
         sections = [
             {"group": s.group, "dtype": s.dtype, "tensors": [[name, list(shape)] for name, shape in s.tensors]}
@@ -104,13 +112,14 @@ class VersionRecord:
             for s in self.sections
         ]
         document = {name: getattr(self, name) for name in ("task", "number", "digest", "size", "pushed")}
-        document |= {"format_version": FORMAT_VERSION, "manifest": self.manifest_json, "sections": sections}
+        document |= {"format_version": self.format_version, "manifest": self.manifest_json, "sections": sections}
         return seal(document)
 
     @staticmethod
     def from_bytes(data: bytes, what: str) -> VersionRecord:
         """Raises FormatError or IntegrityError, named by ``what``, unless all fields are there and fit each other."""
-        fields = unseal(data, what, "task number digest size pushed manifest sections", versioned=True)
+        fields = unseal(data, what, "task number digest size pushed manifest sections", newest=FORMAT_VERSION)
+        version = fields.pop("format_version")
         good = (
             isinstance(fields["task"], str)
             and _whole(fields["number"], keys.MOST_NUMBER)
@@ -126,6 +135,8 @@ class VersionRecord:
         sections = tuple(_section(item, what) for item in fields["sections"])
         fields |= {"sections": sections, "manifest_json": fields.pop("manifest")}
         record = VersionRecord(**fields)
+        if record.format_version != version:
+            raise FormatError(f"format_version of {what}", expected=record.format_version, got=version)
         _check_size(record, what)
         return record
 
@@ -151,14 +162,14 @@ class MaskRecord:
     data: Blob | None
 
     def to_bytes(self) -> bytes:
-        document: dict[str, Any] = {"format_version": FORMAT_VERSION, "digest": self.digest, "n": self.n, "k": self.k}
+        document: dict[str, Any] = {"format_version": 1, "digest": self.digest, "n": self.n, "k": self.k}
         document |= {"base": vars(self.base), "recipe": dict(self.recipe)}
         return seal(document | {"data": None if self.data is None else _blob_json(self.data)})
 
     @staticmethod
     def from_bytes(data: bytes, what: str) -> MaskRecord:
         """Raises FormatError or IntegrityError, named by ``what``."""
-        fields = unseal(data, what, "digest base n k recipe data", versioned=True)
+        fields = unseal(data, what, "digest base n k recipe data", newest=1)
         n, k = fields["n"], fields["k"]
         if not (_whole(n, _MOST_SIZE) and _whole(k, _MOST_SIZE) and 0 < k <= n and is_digest(fields["digest"])):
             raise FormatError(what, expected="a digest and k positions of n, 0 < k <= n")
@@ -207,8 +218,11 @@ def seal(document: Mapping[str, Any]) -> bytes:
     return _canonical({**document, "check": digest.of_bytes(_canonical(document))})
 
 
-def unseal(data: bytes, what: str, names: str, *, versioned: bool = False) -> dict[str, Any]:
-    """The fields of a sealed document, which must be exactly ``names`` (and ``format_version`` where ``versioned``).
+def unseal(data: bytes, what: str, names: str, *, newest: int | None = None) -> dict[str, Any]:
+    """The fields of a sealed document, which must be exactly ``names``.
+
+    Args:
+        newest: where given, ``format_version`` must be there too, from 1 to this.
 
     Raises:
         FormatError: it is not such a document.
@@ -224,12 +238,14 @@ def unseal(data: bytes, what: str, names: str, *, versioned: bool = False) -> di
         raise FormatError(what, expected="few levels") from None
     if sealed != data:
         raise IntegrityError(f"{what} is damaged", hint="its checksum is wrong; restore the file, or remove what it is")
-    if versioned:
-        version = document.pop("format_version", None)
-        if type(version) is not int or version != FORMAT_VERSION:
+    wanted = set(names.split())
+    if newest is not None:
+        version, wanted = document.get("format_version"), wanted | {"format_version"}
+        if type(version) is not int or not 1 <= version <= newest:
             hint = "a newer deltahub wrote it: upgrade" if type(version) is int else None
-            raise FormatError(f"format_version of {what}", expected=FORMAT_VERSION, got=repr(version)[:40], hint=hint)
-    if set(document) != set(names.split()):
+            expected = f"1 to {newest}" if newest > 1 else 1
+            raise FormatError(f"format_version of {what}", expected=expected, got=repr(version)[:40], hint=hint)
+    if set(document) != wanted:
         raise FormatError(f"fields of {what}", expected=names, got=ascii(sorted(document))[:120])
     return document
 

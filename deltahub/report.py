@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -10,11 +11,13 @@ from typing import TYPE_CHECKING
 
 from deltahub.checkpoint import Base
 from deltahub.delta import GROUPS
+from deltahub.manifest import Manifest
 from deltahub.rawtensor import ITEMSIZE
+from deltahub.rounding import is_frozen
 
 if TYPE_CHECKING:
     from deltahub.hub import Hub
-    from deltahub.records import VersionRecord
+    from deltahub.records import Section, VersionRecord
 
 PROJECTIONS = (10, 100, 1000)
 LORA_RANK = 8
@@ -26,10 +29,14 @@ class TaskBytes:
 
     Attributes:
         stored: its blobs and its record together; blobs shared with other versions count in full.
+        alone: its record and the blobs that no other version has: what the hub would be smaller without it.
+        shared_layers: of ``head``, layers made once for many tasks; a further task does not store them again.
         full_checkpoint: a checkpoint of base and head in the base's dtype.
         plain_sparse: values in fp16 with an int32 index of its own, dense tensors and head as they are.
         lora: a PEFT file of rank 8 on all linear layers in fp32, with the head; None where the base was not given.
-        lossy: ``int8`` or ``int4`` where values were rounded, with the relative root mean square of the moves.
+        lossy: ``bf16``, ``int8`` or ``int4`` where values were rounded, with the relative root mean square of the
+            moves; the same of other groups behind their names.
+        coding: ``lossy`` without figures; ``exact`` where nothing was rounded.
     """
 
     version: str
@@ -38,14 +45,13 @@ class TaskBytes:
     adapter: int
     head: int
     record: int
+    alone: int
+    shared_layers: int
     full_checkpoint: int | None
     plain_sparse: int
     lora: int | None
     lossy: str | None
-
-    @property
-    def coding(self) -> str:
-        return self.lossy.partition(",")[0] if self.lossy else "exact"
+    coding: str
 
     @property
     def stored(self) -> int:
@@ -77,11 +83,17 @@ class Peer:
 
 @dataclass(frozen=True)
 class Coding:
-    """The versions whose values are coded alike: ``exact``, ``int8`` or ``int4``, and the mean bytes of one."""
+    """The versions that are coded alike: ``exact``, ``int8``, ``int8, head int8`` and so on.
+
+    Attributes:
+        mean_task: mean bytes of one, without layers that tasks share.
+        shared: bytes of those layers, each once.
+    """
 
     name: str
     versions: int
     mean_task: float
+    shared: int
 
 
 @dataclass(frozen=True)
@@ -126,7 +138,8 @@ def report(hub: Hub, base: Base | None = None) -> Report:
         for mask in kept
     ]
     spaces = {mask.digest: mask.n for mask in masks}
-    tasks = tuple(_task(record, spaces, base) for record in records)
+    users = Counter(blob for record in records for blob in {section.data.blob for section in record.sections})
+    tasks = tuple(_task(record, users, spaces, base) for record in records)
     shared = sum(mask.stored for mask in masks) + sum(len(mask.to_bytes()) for mask in kept)
     parts = _parts(records) | {"record": sum(row.record for row in tasks), "index": shared}
     columns: dict[str, list[int | None]] = {
@@ -140,11 +153,11 @@ def report(hub: Hub, base: Base | None = None) -> Report:
         for name, column in known.items()
         if column and len(column) == len(tasks)
     )
-    codings = _codings(tasks)
+    codings = _codings(tasks, records)
     projections = tuple(
         Projection(
             count,
-            {coding.name: shared + coding.mean_task * count for coding in codings},
+            {coding.name: shared + coding.shared + coding.mean_task * count for coding in codings},
             {peer.name: peer.mean_task * count for peer in peers},
         )
         for count in PROJECTIONS
@@ -159,11 +172,21 @@ def _parts(records: Sequence[VersionRecord]) -> dict[str, int]:
     return {group: sum(section.data.stored for section in blobs.values() if section.group == group) for group in GROUPS}
 
 
-def _codings(tasks: Sequence[TaskBytes]) -> tuple[Coding, ...]:
+def _codings(tasks: Sequence[TaskBytes], records: Sequence[VersionRecord]) -> tuple[Coding, ...]:
     found: dict[str, list[int]] = {}
-    for row in tasks:
-        found.setdefault(row.coding, []).append(row.stored)
-    return tuple(Coding(name, len(sizes), sum(sizes) / len(sizes)) for name, sizes in sorted(found.items()))
+    layers: dict[str, dict[str, int]] = {}
+    for row, record in zip(tasks, records, strict=True):
+        found.setdefault(row.coding, []).append(row.stored - row.shared_layers)
+        layers.setdefault(row.coding, {}).update({s.data.blob: s.data.stored for s in _shared_layers(record)})
+    return tuple(
+        Coding(name, len(sizes), sum(sizes) / len(sizes), sum(layers[name].values()))
+        for name, sizes in sorted(found.items())
+    )
+
+
+def _shared_layers(record: VersionRecord) -> list[Section]:
+    """Blobs that hold nothing but one layer made for many tasks; small ones lie among the task's own."""
+    return [s for s in record.sections if len(s.tensors) == 1 and is_frozen(record.manifest, s.tensors[0][0])]
 
 
 def index_floor(n: int, k: int) -> int:
@@ -181,7 +204,7 @@ def lora_parameters(base: Base, rank: int = LORA_RANK) -> int:
     )
 
 
-def _task(record: VersionRecord, spaces: dict[str, int], base: Base | None) -> TaskBytes:
+def _task(record: VersionRecord, users: Counter[str], spaces: dict[str, int], base: Base | None) -> TaskBytes:
     stored = dict.fromkeys(("values", "dense", "adapter", "head"), 0)
     plain = dict.fromkeys(stored, 0)
     item = 4
@@ -198,20 +221,38 @@ def _task(record: VersionRecord, spaces: dict[str, int], base: Base | None) -> T
         full: int | None = sum(tensor.size * ITEMSIZE[tensor.dtype] for tensor in base.space.tensors) + plain["head"]
     else:
         full = n * item + plain["head"] if n is not None else None
-    lossy = manifest.quantization
+    lone = {s.data.blob: s.data.stored for s in record.sections if users[s.data.blob] == 1}
+    own = len(record.to_bytes())
     return TaskBytes(
-        record.reference, **stored, record=len(record.to_bytes()), full_checkpoint=full,
+        record.reference, **stored, record=own, alone=own + sum(lone.values()),
+        shared_layers=sum(section.data.stored for section in _shared_layers(record)), full_checkpoint=full,
         plain_sparse=k * (2 + 4) + plain["dense"] + plain["adapter"] + plain["head"],
         lora=4 * lora_parameters(base) + plain["head"] if base is not None and matches else None,
-        lossy=f"int{lossy.bits}, {lossy.relative_rms:.2%} rms" if lossy else None,
+        lossy=_lossy(manifest), coding=_coding(manifest),
     )  # fmt: skip
+
+
+def _lossy(manifest: Manifest) -> str | None:
+    shown = [
+        f"{'' if group == 'values' else f'{group} '}{lossy.rounding}, {lossy.relative_rms:.2%} rms"
+        for group in GROUPS
+        if (lossy := manifest.quantization.get(group))
+    ]
+    return "; ".join(shown) or None
+
+
+def _coding(manifest: Manifest) -> str:
+    """As `Hub.push` was told, which rounds values, dense tensors and adapter factors alike."""
+    found = manifest.quantization
+    names = [found[group].rounding for group in ("values", "dense", "adapter") if group in found][:1]
+    return ", ".join(names + ([f"head {found['head'].rounding}"] if "head" in found else [])) or "exact"
 
 
 def html(found: Report) -> str:
     """The report as one self-contained page."""
-    head = ["version", "values", "dense", "adapter", "head", "record", "stored", "full checkpoint", "lossy"]
+    head = ["version", "values", "dense", "adapter", "head", "record", "stored", "alone", "full checkpoint", "lossy"]
     tasks = [
-        [t.version, t.values, t.dense, t.adapter, t.head, t.record, t.stored, t.full_checkpoint, t.lossy]
+        [t.version, t.values, t.dense, t.adapter, t.head, t.record, t.stored, t.alone, t.full_checkpoint, t.lossy]
         for t in found.tasks
     ]
     ways = [["this hub", found.total]] + [[peer.name, peer.total] for peer in found.peers]

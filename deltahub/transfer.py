@@ -25,11 +25,12 @@ def push_file(
     *,
     tags: Sequence[str] = (),
     mask: Mask | None = None,
-    quantize: int | None = None,
+    values: str = "exact",
+    head: str = "exact",
     progress: Progress | None = None,
 ) -> TaskVersion:
     """Stores a ``.delta`` file in ``hub``; options and errors as `Hub.push`, and FormatError for what is no delta."""
-    return hub.push(Delta.load(path), tags, mask=mask, quantize=quantize, progress=progress)
+    return hub.push(Delta.load(path), tags, mask=mask, values=values, head=head, progress=progress)
 
 
 def pull_file(

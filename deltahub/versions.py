@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 
 import numpy as np
@@ -13,28 +15,30 @@ from deltahub import codecs, digest, keys
 from deltahub.codecs import index as index_codec
 from deltahub.codecs import quantized
 from deltahub.codecs.frames import Encoded
+from deltahub.codecs.quantized import Quantized
 from deltahub.delta import Delta
 from deltahub.errors import FormatError, IntegrityError, NotFoundError
-from deltahub.manifest import Manifest, Quantization
+from deltahub.manifest import Manifest
 from deltahub.mask import Mask
 from deltahub.rawtensor import ITEMSIZE, Bytes, RawTensor
 from deltahub.records import Blob, MaskRecord, Section, VersionRecord
+from deltahub.rounding import codes
 from deltahub.space import Positions
 from deltahub.stores import Store
 
 Progress = Callable[[int, int], None]
+ALONE = 16 << 10
+"""Bytes from which on a tensor of the head, or a dense one, is a blob of its own."""
 
 
-def quantise(delta: Delta, bits: int, group: int = 256) -> Delta:
-    """The task that ``delta`` becomes when its values are rounded to ``bits``; itself if it was before."""
-    values = delta.tensors.get("values")
-    earlier = delta.manifest.quantization
-    if values is None or (earlier is not None and earlier.bits <= bits):
-        return delta
-    rounded = quantized.dequantize(quantized.quantize(values, bits, group), values.dtype)
-    error, rms = quantized.measure(values, rounded)
-    made = delta.with_manifest(quantization=Quantization(bits, group, error, rms))
-    return Delta(made.manifest, {**made.tensors, "values": rounded})
+@dataclass(frozen=True)
+class _Part:
+    """The tensors of a section, and the codes of each if they were rounded to some."""
+
+    group: str
+    dtype: str
+    names: tuple[str, ...]
+    codes: tuple[Quantized, ...]
 
 
 def encode(delta: Delta) -> list[tuple[Section, bytes]]:
@@ -43,25 +47,36 @@ def encode(delta: Delta) -> list[tuple[Section, bytes]]:
     Encoding and the three digests that a push needs (stored, decoded, canonical) run side by side; the canonical one
     stays with ``delta``.
     """
-
-    def kind(name: str) -> tuple[str, str]:
-        return name.partition(".")[0], delta.tensors[name].dtype
-
-    parts = groupby(sorted(delta.tensors, key=lambda name: (kind(name), name)), key=kind)
-    names = {key: tuple(members) for key, members in parts}
-    data = {key: _joined([delta.tensors[name].data for name in members]) for key, members in names.items()}
     with ThreadPoolExecutor(2) as pool:
-        encoded = {key: pool.submit(_encode_section, delta, key, data[key]) for key in data}
         pool.submit(lambda: delta.digest)
-        decoded = {key: pool.submit(digest.of_bytes, data[key].data) for key in data}
+        parts = _parts(delta, dict(zip(delta.tensors, pool.map(partial(codes, delta), delta.tensors), strict=True)))
+        data = [_joined([delta.tensors[name].data for name in part.names]) for part in parts]
+        encoded = [pool.submit(_encode_part, *pair) for pair in zip(parts, data, strict=True)]
+        decoded = [pool.submit(digest.of_bytes, one.data) for one in data]
         found = []
-        for (group, dtype), members in names.items():
-            made, stored_digest = encoded[group, dtype].result()
-            blob = Blob(
-                stored_digest, len(made.stored), decoded[group, dtype].result(), data[group, dtype].nbytes, made.config
-            )
-            shapes = tuple((name, delta.tensors[name].shape) for name in members)
-            found.append((Section(group, dtype, shapes, blob), made.stored))
+        for part, one, coded, decoded_digest in zip(parts, data, encoded, decoded, strict=True):
+            made, stored_digest = coded.result()
+            blob = Blob(stored_digest, len(made.stored), decoded_digest.result(), one.nbytes, made.config)
+            shapes = tuple((name, delta.tensors[name].shape) for name in part.names)
+            found.append((Section(part.group, part.dtype, shapes, blob), made.stored))
+    return found
+
+
+def _parts(delta: Delta, coded: Mapping[str, Quantized | None]) -> list[_Part]:
+    """Tensors of one group, dtype and coding together, but large ones that many tasks may share alone.
+
+    An equal tensor is then an equal blob, which the hub stores once, whatever else the tasks have.
+    """
+
+    def key(name: str) -> tuple[str, str, bool, str]:
+        group, tensor = name.partition(".")[0], delta.tensors[name]
+        alone = group in ("dense", "head") and tensor.data.nbytes >= ALONE
+        return group, tensor.dtype, coded[name] is not None, name if alone else ""
+
+    found = []
+    for (group, dtype, *_), members in groupby(sorted(delta.tensors, key=lambda name: (key(name), name)), key=key):
+        names = tuple(members)
+        found.append(_Part(group, dtype, names, tuple(one for name in names if (one := coded[name]) is not None)))
     return found
 
 
@@ -69,17 +84,9 @@ def _joined(parts: list[Bytes]) -> Bytes:
     return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
 
-def _encode_section(delta: Delta, kind: tuple[str, str], data: Bytes) -> tuple[Encoded, str]:
-    encoded = _encode_values(delta) if kind[0] == "values" else None
-    encoded = encoded or codecs.encode(data, kind[1])
+def _encode_part(part: _Part, data: Bytes) -> tuple[Encoded, str]:
+    encoded = quantized.encode_quantized(quantized.join(part.codes)) if part.codes else codecs.encode(data, part.dtype)
     return encoded, digest.of_bytes(encoded.stored)
-
-
-def _encode_values(delta: Delta) -> Encoded | None:
-    """Rounded values as the codes that they were rounded to."""
-    lossy = delta.manifest.quantization
-    found = quantized.requantize(delta.tensors["values"], lossy.bits, lossy.group) if lossy else None
-    return None if found is None else quantized.encode_quantized(found)
 
 
 def encode_mask(mask: Mask) -> tuple[Blob, bytes]:

@@ -33,6 +33,9 @@ PLAIN = st.recursive(
 )
 DIGESTS = st.text("0123456789abcdef", min_size=64, max_size=64)
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
+LOSSY = st.builds(Quantization, st.just("bf16"), st.none(), FINITE, FINITE) | st.builds(
+    Quantization, st.sampled_from(["int8", "int4"]), st.integers(1, 999), FINITE, FINITE
+)
 MANIFESTS = st.builds(
     Manifest,
     task=st.from_regex(r"[a-z][a-z0-9]{0,20}", fullmatch=True).filter(
@@ -47,7 +50,7 @@ MANIFESTS = st.builds(
     metrics=st.dictionaries(st.text(), FINITE, max_size=3),
     inputs=st.dictionaries(st.text(), PLAIN, max_size=3),
     created=st.just("2026-01-02T03:04:05Z"),
-    quantization=st.none() | st.builds(Quantization, st.sampled_from([4, 8]), st.integers(1, 999), FINITE, FINITE),
+    quantization=st.dictionaries(st.sampled_from(["values", "dense", "adapter", "head"]), LOSSY),
 )
 
 
@@ -55,6 +58,8 @@ MANIFESTS = st.builds(
 @given(MANIFESTS)
 def test_a_manifest_comes_back_as_it_went(manifest):
     text = manifest.to_json()
+    first = all(group == "values" and lossy.bits for group, lossy in manifest.quantization.items())
+    assert json.loads(text)["format_version"] == (1 if first else 2)
     assert Manifest.from_json(text) == manifest
     assert Manifest.from_json(text).to_json() == text
 
@@ -76,6 +81,9 @@ def test_any_change_of_structure_is_refused(manifest, data):
 
 
 GOOD = Manifest("sst2", "regression", BaseRef("0" * 64, "b")).to_json()
+SECOND = Manifest(
+    "sst2", "regression", BaseRef("0" * 64, "b"), quantization={"head": Quantization("bf16", None, 0.5, 0.25)}
+).to_json()
 
 
 @pytest.mark.parametrize(
@@ -83,7 +91,14 @@ GOOD = Manifest("sst2", "regression", BaseRef("0" * 64, "b")).to_json()
     [
         "", "null", "[]", "{", GOOD[:-1], GOOD.replace('"task":"sst2"', '"task":"sst2","task":"qqp"'),
         GOOD.replace('"metrics":{}', '"metrics":{"a":NaN}'), GOOD.replace('"metrics":{}', '"metrics":{"a":1e999}'),
-        GOOD.replace('"metrics":{}', '"metrics":{"a":true}'), GOOD.replace('"format_version":1', '"format_version":2'),
+        GOOD.replace('"metrics":{}', '"metrics":{"a":true}'), GOOD.replace('"format_version":1', '"format_version":3'),
+        SECOND.replace('"format_version":2', '"format_version":1'),
+        SECOND.replace('"format_version":2', '"format_version":3'),
+        GOOD.replace('"format_version":1', '"format_version":2'),
+        GOOD.replace('"format_version":1', '"format_version":2').replace('"quantization":null', '"quantization":{}'),
+        SECOND.replace('"head":', '"body":'), SECOND.replace("bf16", "exact"), SECOND.replace("bf16", "int8"),
+        SECOND.replace('"bf16"', "16"), SECOND.replace('"group":null', '"group":256'),
+        SECOND.replace('"group":null,', ""), SECOND.replace('"group":null', '"group":null,"bits":16'),
         GOOD.replace('"format_version":1', '"format_version":true'), GOOD.replace("sst2", "../a"),
         GOOD.replace("sst2", "A"),
         GOOD.replace('"labels":[]', '"labels":["a","a"]'), GOOD.replace("0" * 64, "0" * 63 + "G"),
@@ -152,10 +167,35 @@ def test_golden_bytes():
     data = golden("delta")
     assert b"".join(sample().dump()) == data
     found = Delta.loads(data)
+    assert b"".join(found.dump()) == data
     assert found.manifest == sample().manifest
     assert found.digest == "9bc1de41b8eccca8fc2f69ba6e9713d906e73a435977937a3f69a44f61487ded"
     assert found.values.tolist() == [1.0, -2.5]
     assert found.head["classifier.bias"].tolist() == [1.0, -2.0]
+
+
+def rounded_sample() -> Delta:
+    """The delta of FORMAT.md in version 2: values were rounded to int4, and the head to bf16."""
+    values, head = Quantization("int4", 256, 0.125, 0.0625), Quantization("bf16", None, 0.5, 0.25)
+    return sample().with_manifest(quantization={"values": values, "head": head})
+
+
+def test_golden_bytes_of_version_2():
+    data = golden("delta-2")
+    assert b"".join(rounded_sample().dump()) == data
+    found = Delta.loads(data)
+    assert found.manifest == rounded_sample().manifest
+    assert found.digest == "c1bedde5c27e6de52bb003b9838e9b56918cd944754ba38a385a856513775dfc"
+    assert b"".join(found.dump()) == data
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_rounded_values_are_said_as_version_1_says_them(bits):
+    """So that deltas of the first version keep their bytes."""
+    lossy = Quantization(f"int{bits}", 256, 0.125, 0.0625)
+    manifest = Manifest("sst2", "regression", BaseRef("0" * 64, "b"), quantization={"values": lossy})
+    said = f'"quantization":{{"bits":{bits},"group":256,"max_error":0.125,"relative_rms":0.0625}}'
+    assert manifest.to_json() == GOOD.replace('"quantization":null', said)
 
 
 def test_any_safetensors_reader_opens_it(tmp_path):
@@ -277,6 +317,6 @@ def test_references():
 
 def test_errors_say_what_next():
     with pytest.raises(ManifestError, match="upgrade"):
-        Manifest.from_json(GOOD.replace('"format_version":1', '"format_version":2'))
+        Manifest.from_json(GOOD.replace('"format_version":1', '"format_version":3'))
     with pytest.raises(UsageError, match="try 'my-task'"):
         check_task("My Task")

@@ -12,7 +12,6 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, precondition, rule
 
-from deltahub.codecs import quantized
 from deltahub.delta import Delta
 from deltahub.digest import of_bytes
 from deltahub.errors import FormatError, HubError, MismatchError, NotFoundError, UsageError
@@ -215,53 +214,6 @@ def test_unknown_names_are_refused_with_what_there_is(hub, base, mask):
     with pytest.raises(UsageError):
         hub.push(random_delta(base, mask, 1), ["Prod"])
     assert len(hub.versions("sst2")) == 1
-
-
-@pytest.mark.parametrize("bits", [8, 4])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_rounded_values_are_the_task_from_then_on(hub, base_of, bits, dtype):
-    base = base_of("llama", getattr(torch, dtype))
-    delta = random_delta(base, Mask.build(base, 0.1), classes=2)
-    plain = hub.version(hub.push(delta.with_manifest(task="plain")).task)
-    values = delta.tensors["values"]
-    expected = quantized.dequantize(quantized.quantize(values, bits), values.dtype)
-    found = hub.push(delta, quantize=bits)
-    pulled = hub.pull("sst2")
-    assert pulled.tensors["values"] == expected
-    assert {name: t for name, t in pulled.tensors.items() if name != "values"} == {
-        name: t for name, t in delta.tensors.items() if name != "values"
-    }
-    told = pulled.manifest.quantization
-    assert (told.bits, told.group) == (bits, 256)
-    assert told.max_error == np.abs(values.float32().astype(float) - expected.float32()).max() > 0
-    assert 0 < told.relative_rms < (0.02 if bits == 8 else 0.3)
-    assert found.digest == pulled.digest != delta.digest
-    assert hub.version("sst2").stored < plain.stored
-    before = blobs(hub)
-    again = hub.push(pulled.with_manifest(task="again"))  # no option: the manifest says what the values are
-    assert hub.version("again").sections[-1].data.config["codec"] == f"int{bits}"
-    assert blobs(hub) == before
-    for more in (bits, 8):
-        assert hub.push(pulled, quantize=more) == found
-    assert hub.push(hub.pull("sst2")) == found
-    assert hub.push(delta, quantize=bits) == found
-    assert again.number == found.number == 1
-    assert hub.verify().problems == ()
-
-
-def test_values_that_are_not_what_their_manifest_says_are_kept_exactly(hub, base, mask):
-    rounded = hub.pull(hub.push(random_delta(base, mask), quantize=4).task)
-    other = Delta(rounded.manifest, dict(random_delta(base, mask, 1).tensors))
-    hub.push(other)
-    assert dump(hub.pull("sst2")) == dump(other)
-
-
-def test_only_8_or_4_bits(hub, base, mask):
-    for bits in (0, 2, 16, True):
-        with pytest.raises(UsageError, match="8 or 4"):
-            hub.push(random_delta(base, mask), quantize=bits)
-    delta = random_delta(base, None, classes=2)
-    assert hub.push(delta, quantize=4).digest == delta.digest  # it has no values to round
 
 
 def test_a_mask_that_a_recipe_rebuilds_takes_no_blob(hub, base, mask):

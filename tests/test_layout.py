@@ -18,8 +18,9 @@ LAYERS = [
     {"files", "rawtensor", "keys"},
     {"tensorfile"},
     {"codecs", "stores", "manifest", "space"},
-    {"checkpoint_files", "checkpoint", "selection", "mask", "delta", "fit", "records"},
-    {"backbone", "binding", "layout", "dense", "resident", "heads"},
+    {"checkpoint_files", "checkpoint", "selection", "mask", "delta", "fit", "records", "rounding"},
+    {"backbone", "binding", "layout", "dense", "resident", "heads"}
+    | {"pooling", "linear_head", "shared_head", "encoding", "answers"},
     {"hub", "pushing", "versions", "garbage", "verification", "report"},
     {"transfer", "tuning", "convert", "merge", "compare", "predict"},
     {"cli"},

@@ -17,7 +17,7 @@ from deltahub.report import PROJECTIONS, html, index_floor, lora_parameters
 from deltahub.tensorfile import ITEMSIZE
 from tests.deltas import random_delta
 from tests.models import load
-from tests.test_hub import f32
+from tests.test_hub import f32, tiny
 
 BIAS = "encoder.layer.0.output.dense.bias"
 
@@ -36,7 +36,7 @@ def hub(base, tmp_path) -> Hub:
     hub.push(first)
     head = {"head.classifier.weight": f32(3, 32, seed=9), "head.classifier.bias": f32(3, seed=9)}
     hub.push(Delta(first.manifest, {**first.tensors, **head}).with_manifest(task="twin"))
-    hub.push(first.with_manifest(task="rounded"), quantize=4)
+    hub.push(first.with_manifest(task="rounded"), values="int4")
     own = Mask.of_indices(base, mask.indices[::2].copy())
     hub.push(random_delta(base, own, 2, task="own", classes=2), mask=own)
     return hub
@@ -58,7 +58,7 @@ def test_the_total_is_what_lies_in_the_store(hub):
             parts = [section.data.stored for section in record.sections if section.group == group]
             assert getattr(row, group) == sum(parts)
     twice = sum(row.stored for row in found.tasks) - versions - (stored - sum(row.stored for row in found.masks))
-    assert twice == by_name["twin@1"].values + 2 * by_name["twin@1"].dense + by_name["rounded@1"].head
+    assert twice == by_name["twin@1"].values + by_name["twin@1"].dense + by_name["rounded@1"].head
     assert found.names == 4
     assert sum(found.parts.values()) == found.total
     assert found.parts["index"] == masks + sum(row.stored for row in found.masks)
@@ -97,7 +97,36 @@ def test_projections_are_the_index_plus_tasks_of_one_coding(hub, base):
 def test_rounded_versions_are_marked(hub):
     marks = {row.version: row.lossy for row in hub.report().tasks}
     assert {name for name, mark in marks.items() if mark} == {"rounded@1"}
-    assert marks["rounded@1"] == f"int4, {hub.pull('rounded').manifest.quantization.relative_rms:.2%} rms"
+    told = {group: f"{lossy.relative_rms:.2%}" for group, lossy in hub.pull("rounded").manifest.quantization.items()}
+    assert marks["rounded@1"] == f"int4, {told['values']} rms; dense int4, {told['dense']} rms"
+
+
+def test_codings_are_what_push_was_told(tmp_path):
+    hub = Hub.open(tmp_path / "hub")
+    hub.push(tiny("a", 1), values="int8", head="int4")
+    hub.push(tiny("b", 1, mask=False), head="bf16")
+    hub.push(tiny("c", 1), values="bf16")
+    assert [row.coding for row in hub.report().tasks] == ["int8, head int4", "head bf16", "bf16"]
+
+
+def test_a_layer_that_tasks_share_counts_once(tmp_path):
+    hub = Hub.open(tmp_path / "hub")
+    layer = f32(64, 64)  # 16 KiB: a blob of its own
+    for seed, task in enumerate("abc"):
+        own = {"head.out.weight": f32(2, 64, seed=seed + 1), "head.inner.weight": layer}
+        one = Delta(tiny(task, seed, mask=False).manifest, own)
+        hub.push(one.with_manifest(method={"head_frozen": ["inner.weight"]}))
+    found = hub.report()
+    [shared] = {row.shared_layers for row in found.tasks}
+    assert shared > 10_000
+    assert all(row.alone == row.stored - shared < 2500 for row in found.tasks)
+    assert found.parts["head"] == shared + sum(row.head - shared for row in found.tasks)
+    assert found.total == sum(entry.size for entry in hub.store.list() if entry.key[:5] in ("blobs", "tasks"))
+    [coding] = found.codings
+    assert (coding.shared, coding.mean_task) == (shared, sum(row.alone for row in found.tasks) / 3)
+    assert [row.hub["exact"] for row in found.projections] == [
+        shared + count * coding.mean_task for count in PROJECTIONS
+    ]
 
 
 def test_an_empty_hub_has_an_empty_report(tmp_path):
@@ -110,7 +139,7 @@ def test_removed_versions_do_not_count(hub):
     before = hub.report()
     row = next(row for row in before.tasks if row.version == "rounded@1")
     hub.remove("rounded")
-    assert before.total - hub.report().total == row.values + row.record
+    assert before.total - hub.report().total == row.alone == row.values + row.dense + row.record
 
 
 def test_the_page_names_every_version(hub, base):

@@ -44,9 +44,9 @@ def test_from_a_file_to_the_hub_to_the_same_file(hub, folder):
         assert pull_file(hub, reference, folder / "again.delta", force=True) == found
         assert (folder / "again.delta").read_bytes() == first.read_bytes()
     assert push_file(folder / "again.delta", hub) == found
-    rounded = push_file(first, hub, quantize=8)
+    rounded = push_file(first, hub, values="int8")
     assert rounded.number == 2
-    assert Delta.load(pull_to(hub, "b@2", folder / "int8.delta")).manifest.quantization.bits == 8
+    assert Delta.load(pull_to(hub, "b@2", folder / "int8.delta")).manifest.quantization["values"].rounding == "int8"
 
 
 def pull_to(hub: Hub, reference: str, path):

@@ -130,7 +130,7 @@ def bench_quantized(values: Floats, rounds: int) -> list[Row]:
                 return codecs.decode(config, stored, size)
 
             row = timed(encode, decode, raw, rounds)
-            error, rms = measure(original, restored)
+            error, rms = measure((original, restored))
             each = 8 * len(encode()) / values.size
             rows.append({"dtype": dtype, "codec": f"int{bits}", "bits": each, "rms": rms, "max_error": error, **row})
     return rows

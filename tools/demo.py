@@ -89,7 +89,7 @@ def predict(base_source: str, mask_file: str, out: Path) -> None:
     for task, delta in deltas.items():
         predictor.load(delta)
         held_out = data.read(out / "data" / task / "test.jsonl", names=delta.manifest.labels)
-        answers = predictor.classify(held_out.texts, task=task)
+        answers = predictor.classify([str(text) for text in held_out.texts], task=task)
         right = sum(answer.label == label for answer, label in zip(answers, held_out.labels, strict=True))
         print(
             f"\n{task}: {right / len(answers):.1%} of {len(answers):,} held-out texts right; "

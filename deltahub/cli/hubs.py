@@ -15,8 +15,12 @@ def add(commands: common.Commands) -> None:
     push.add_argument("file", metavar="FILE", type=Path, help="a .delta file")
     push.add_argument("--tag", metavar="T", action="append", default=[], help="tag to move to it; may be repeated")
     push.add_argument(
-        "--values", choices=["exact", "int8", "int4"], default="exact",
-        help="int8 and int4 round the values; what they become is then the task (default: exact)",
+        "--values", choices=["exact", "bf16", "int8", "int4"], default="exact",
+        help="round values, dense tensors and adapter factors; what they become is then the task (default: exact)",
+    )  # fmt: skip
+    push.add_argument(
+        "--head", choices=["exact", "bf16", "int8", "int4"], default="exact",
+        help="round the head, but not layers of it that all tasks share (default: exact)",
     )  # fmt: skip
     common.mask_option(push)
     common.hub_option(push)
@@ -67,11 +71,11 @@ def _push(options: argparse.Namespace) -> None:
     from deltahub.transfer import push_file
 
     hub = common.open_hub(options, create=True)
-    bits = {"exact": None, "int8": 8, "int4": 4}[options.values]
     with common.progress("push") as show:
         version = push_file(
-            options.file, hub, tags=options.tag, mask=common.load_mask(options.mask), quantize=bits, progress=show
-        )
+            options.file, hub, tags=options.tag, mask=common.load_mask(options.mask), values=options.values,
+            head=options.head, progress=show,
+        )  # fmt: skip
     record = hub.version(f"{version.task}@{version.number}")
     if version.new:
         common.words(f"{common.size(record.size)} stored as {common.size(record.stored)} in {options.hub}")

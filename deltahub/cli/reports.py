@@ -44,13 +44,15 @@ def _print(found: Report) -> None:
     rows: list[list[object]] = [
         [
             row.version, size(row.values), size(row.dense), size(row.adapter), size(row.head), size(row.record), "",
-            size(row.stored), f"{row.stored / row.full_checkpoint:.3%}" if row.full_checkpoint else None, row.lossy,
+            size(row.stored), size(row.alone),
+            f"{row.stored / row.full_checkpoint:.3%}" if row.full_checkpoint else None, row.lossy,
         ]
         for row in found.tasks
     ]  # fmt: skip
-    rows.append(["whole hub", *(size(part) for part in found.parts.values()), size(found.total), "", ""])
+    rows.append(["whole hub", *(size(part) for part in found.parts.values()), size(found.total), "", "", ""])
     common.print_table(
-        ["version", "values", "dense", "adapter", "head", "record", "index", "stored", "of full", "lossy"], rows
+        ["version", "values", "dense", "adapter", "head", "record", "index", "stored", "alone", "of full", "lossy"],
+        rows,
     )
     if not found.tasks:
         return

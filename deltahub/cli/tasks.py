@@ -95,13 +95,16 @@ def _extract(options: argparse.Namespace) -> None:
 
 
 def _materialize(options: argparse.Namespace) -> None:
-    from deltahub.convert.materialize import materialize
+    from deltahub.convert.materialize import HEAD_FILE, has_own_head, materialize
 
     delta = common.load_delta(options.task, options)
     base = common.open_base(options.base, options.revision)
     with common.progress("write") as show:
         materialize(base, delta, options.output, mask=common.find_mask(options, delta), progress=show)
-    common.words(f"{delta.task} on {base.id}, loads with from_pretrained:")
+    how = "loads with from_pretrained"
+    if has_own_head(delta):
+        how = f"loads with AutoModel.from_pretrained, its linear head is in {HEAD_FILE}"
+    common.words(f"{delta.task} on {base.id}, {how}:")
     print(options.output)
 
 
@@ -118,10 +121,10 @@ def _inspect(options: argparse.Namespace) -> None:
         common.print_json({"digest": delta.digest, "manifest": manifest, "tensors": tensors})
         return
     common.words(f"{delta.task}: {_summary(delta)}")
-    if delta.manifest.quantization:
-        lossy = delta.manifest.quantization
+    for group, lossy in delta.manifest.quantization.items():
+        scaled = f" in groups of {lossy.group}" if lossy.group else ""
         common.words(
-            f"lossy: int{lossy.bits} in groups of {lossy.group}; values moved by at most {lossy.max_error:.2e}, "
+            f"lossy: {lossy.rounding}{scaled}; {group} moved by at most {lossy.max_error:.2e}, "
             f"{lossy.relative_rms:.2%} of their size (root mean square)"
         )
     if delta.manifest.method.get("lossy"):

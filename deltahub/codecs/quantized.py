@@ -7,7 +7,7 @@ again from the values alone (`requantize`).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -33,14 +33,15 @@ Codes = npt.NDArray[np.int8]
 
 @dataclass(frozen=True)
 class Quantized:
-    """Values of which number i is ``codes[i] * scales[i // group]``.
+    """Values of which number i is ``codes[i] * scales[i // group]``, in each of the tensors that they are joined of.
 
     Attributes:
         bits: 8 or 4; codes lie in -127..127 or -7..7.
         group: values per scale; the last group may be shorter.
         dtype: of the values, one of FLOATS.
-        scales: uint16 bits of bf16 numbers, 0 or positive and normal, shape (ceil(size / group),).
+        scales: uint16 bits of bf16 numbers, 0 or positive and normal, shape (ceil(size / group),) for each tensor.
         codes: int8, shape (size,).
+        parts: sizes of the joined tensors, 1 or more each, since no group runs across two; empty where it is one.
     """
 
     bits: int
@@ -48,6 +49,7 @@ class Quantized:
     dtype: str
     scales: Scales = field(repr=False)
     codes: Codes = field(repr=False)
+    parts: tuple[int, ...] = ()
 
     @property
     def size(self) -> int:
@@ -81,12 +83,15 @@ def dequantize(quantized: Quantized, dtype: str | None = None) -> RawTensor:
     dtype = dtype or quantized.dtype
     scales = _widen(quantized.scales)
     values = quantized.codes.astype(np.float32)
-    full = quantized.size // quantized.group * quantized.group
-    grid = values[:full].reshape(-1, quantized.group)
     with np.errstate(over="ignore"):  # refused below
-        np.multiply(grid, scales[: len(grid), None], out=grid)
-        if full < quantized.size:
-            values[full:] *= scales[-1]
+        if quantized.parts:
+            values *= np.repeat(scales, _group_sizes(quantized.parts, quantized.group))
+        else:
+            full = quantized.size // quantized.group * quantized.group
+            grid = values[:full].reshape(-1, quantized.group)
+            np.multiply(grid, scales[: len(grid), None], out=grid)
+            if full < quantized.size:
+                values[full:] *= scales[-1]
     if values.size and max(values.max(), -values.min()) > _LARGEST[dtype]:
         raise CodecError("quantised values overflow", expected=f"at most {_LARGEST[dtype]:.6g} in {dtype}")
     return RawTensor.of_bits(dtype, values.shape, narrow(values, dtype))
@@ -115,6 +120,22 @@ def requantize(values: RawTensor, bits: int, group: int = 256) -> Quantized | No
     return None if left.size else Quantized(bits, group, values.dtype, scales, codes.reshape(-1)[: values.size])
 
 
+def join(found: Sequence[Quantized]) -> Quantized:
+    """One after the other, each with groups of its own.
+
+    Args:
+        found: one or more of equal bits, group and dtype, none of them empty or joined.
+    """
+    first, sizes = found[0], tuple(one.size for one in found)
+    assert all(
+        (one.bits, one.group, one.dtype, one.parts) == (first.bits, first.group, first.dtype, ()) for one in found
+    )
+    if len(found) == 1:
+        return first
+    scales, codes = np.concatenate([one.scales for one in found]), np.concatenate([one.codes for one in found])
+    return Quantized(first.bits, first.group, first.dtype, scales, codes, sizes)
+
+
 def encode_quantized(quantized: Quantized) -> Encoded:
     """Scales in two byte planes, codes in one; `codecs.decode` gives the dequantised bytes.
 
@@ -124,17 +145,20 @@ def encode_quantized(quantized: Quantized) -> Encoded:
     planes = [(scales & 0xFF).astype(np.uint8), (scales >> 8).astype(np.uint8), quantized.codes.view(np.uint8)]
     lengths, stored = pack(planes)
     config: dict[str, Plain] = {"codec": f"int{quantized.bits}", "dtype": quantized.dtype, "group": quantized.group}
+    if quantized.parts:
+        config["parts"] = list(quantized.parts)
     return Encoded({**config, "planes": lengths}, stored)
 
 
 def decode(config: Mapping[str, Plain], stored: Bytes, size: int) -> Bytes:
-    check_fields(config, "dtype", "group", "planes")
+    check_fields(config, "dtype", "group", "planes", *(["parts"] if "parts" in config else []))
     dtype, group = config["dtype"], whole(config, "group", 1, _MAX_GROUP)
     if not isinstance(dtype, str) or dtype not in FLOATS:
         raise CodecError("dtype of quantised values", expected=f"one of {', '.join(FLOATS)}", got=ascii(dtype)[:40])
     bits = 8 if config["codec"] == "int8" else 4
     count = items(size, ITEMSIZE[dtype])
-    groups = -(-count // group)
+    parts = _parts(config["parts"], count) if "parts" in config else ()
+    groups = sum(-(-part // group) for part in parts or [count])
     low, high, last = unpack(stored, plane_lengths(config, 3), [groups, groups, count])
     scales = (high.astype(np.uint16) << np.uint16(8)) | low
     if ((scales >= _BF16_INFINITY) | ((scales < _BF16_NORMAL) & (scales != 0))).any():
@@ -142,24 +166,48 @@ def decode(config: Mapping[str, Plain], stored: Bytes, size: int) -> Bytes:
     codes, top = last.view(np.int8), _top(bits)
     if codes.min(initial=0) < -top or codes.max(initial=0) > top:
         raise CodecError("codes of quantised values", expected=f"from {-top} to {top}")
-    return dequantize(Quantized(bits, group, dtype, scales, codes)).data
+    return dequantize(Quantized(bits, group, dtype, scales, codes, parts)).data
 
 
-def measure(original: RawTensor, quantized: RawTensor) -> tuple[float, float]:
-    """(largest distance that any value moved, root mean square of the moves over that of ``original``).
+def measure(*pairs: tuple[RawTensor, RawTensor]) -> tuple[float, float]:
+    """(largest distance that any value moved, root mean square of the moves over that of the originals).
 
     The second is 0 where nothing moved and infinite where only zeros did.
+
+    Args:
+        pairs: tensors before and after.
     """
-    before, after = original.float32().astype(np.float64), quantized.float32().astype(np.float64)
-    if before.shape != after.shape:
-        raise UsageError("values to compare", expected=f"{before.size} values", got=after.size)
-    moves = after - before
-    norm, moved = math.sqrt(float(before @ before)), math.sqrt(float(moves @ moves))
-    return float(np.abs(moves).max(initial=0)), moved / norm if norm else (math.inf if moved else 0.0)
+    largest = norm = moved = 0.0
+    for original, quantized in pairs:
+        before, after = original.float32().astype(np.float64), quantized.float32().astype(np.float64)
+        if before.shape != after.shape:
+            raise UsageError("values to compare", expected=f"{before.size} values", got=after.size)
+        moves = after - before
+        norm, moved = norm + float(before @ before), moved + float(moves @ moves)
+        largest = max(largest, float(np.abs(moves).max(initial=0)))
+    return largest, math.sqrt(moved) / math.sqrt(norm) if norm else (math.inf if moved else 0.0)
 
 
 def _top(bits: int) -> int:
     return (1 << (bits - 1)) - 1
+
+
+def _parts(found: Plain, count: int) -> tuple[int, ...]:
+    sizes = [item for item in found if type(item) is int and 0 < item <= count] if isinstance(found, list) else []
+    if not isinstance(found, list) or not 2 <= len(found) == len(sizes) or sum(sizes) != count:
+        raise CodecError(
+            "parts of quantised values", expected=f"two sizes or more, of sum {count}", got=ascii(found)[:40]
+        )
+    return tuple(sizes)
+
+
+def _group_sizes(parts: Sequence[int], group: int) -> npt.NDArray[np.int64]:
+    """Values of every group: all of one tensor's have ``group`` but the last, which has what is left."""
+    sizes = np.array(parts, np.int64)
+    counts = -(-sizes // group)
+    found = np.full(int(counts.sum()), group, np.int64)
+    found[np.cumsum(counts) - 1] = sizes - (counts - 1) * group
+    return found
 
 
 def _widen(scales: Scales) -> npt.NDArray[np.float32]:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _KINDS = {
     "ForSequenceClassification": "text-classification",
+    "LinearHead": "text-classification",
     "ForTokenClassification": "token-classification",
     "ForImageClassification": "image-classification",
     "ForCausalLM": "text-generation",
@@ -40,6 +41,7 @@ def extract(
     *,
     task: str,
     dense: Sequence[str] = (),
+    adapter: Mapping[str, tuple[torch.Tensor, torch.Tensor]] | None = None,
     lossy: bool = False,
     kind: str | None = None,
     labels: Sequence[str] | None = None,
@@ -56,6 +58,8 @@ def extract(
         finetuned: a checkpoint (folder, file or model id) or a loaded module.
         mask: positions that the delta can replace; None for a delta of dense tensors and head only.
         dense: globs of base tensors to store whole where they changed (``"*.bias"``).
+        adapter: base tensor to fp32 factors ``up`` (out, r) and ``down`` (r, in), where the fine-tuned tensor is
+            W + up @ down to the bit; stored in its place.
         lossy: keep what mask and ``dense`` can hold, drop the rest; the manifest's method says what share was lost.
         kind, labels: guessed from the model's config where not given.
         created: ``YYYY-MM-DDTHH:MM:SSZ``; now by default.
@@ -68,6 +72,7 @@ def extract(
         mask.check_base(base)
     model = open_finetuned(base, finetuned)
     chosen = _dense_names(base, dense)
+    factors = dict(adapter or {})
     split = {tensor.name: part for tensor, part in base.space.split(mask.indices)} if mask is not None else {}
     dtype = base.space.widest(mask.indices) if mask is not None else "F32"
     values = np.empty(mask.k if mask is not None else 0, np.uint32 if dtype == "F32" else np.uint16)
@@ -81,7 +86,9 @@ def extract(
         local = mask.indices[part] - tensor.offset if mask is not None and part is not None else None
         if local is not None:
             values[part] = after.bits[local] if after.dtype == dtype else narrow(after.float32()[local], dtype)
-        if tensor.name in chosen:
+        if tensor.name in factors:
+            tensors |= _factors(tensor.name, before, after, *factors[tensor.name])
+        elif tensor.name in chosen:
             if before != after:
                 tensors[f"dense.{tensor.name}"] = after.copy()
         else:
@@ -151,6 +158,20 @@ class _Tally:
             changes=worst,
             hint="train with the mask, list small tensors with --dense 'GLOB', or accept the loss with --lossy",
         )
+
+
+def _factors(
+    name: str, before: RawTensor, after: RawTensor, up: torch.Tensor, down: torch.Tensor
+) -> dict[str, RawTensor]:
+    from deltahub.dense import low_rank
+
+    if RawTensor.of_torch(low_rank(before.torch(), up, down)) != after:
+        raise MismatchError(
+            f"{name} of the fine-tuned model", expected="W + up @ down to the bit", got="another tensor"
+        )
+    return {
+        f"adapter.{name}.{part}": RawTensor.of_torch(factor).copy() for part, factor in (("up", up), ("down", down))
+    }
 
 
 def _checked(after: RawTensor | None, before: RawTensor, tensor: SpaceTensor) -> RawTensor:

@@ -28,6 +28,10 @@ _COMPANIONS = (
 )  # fmt: skip
 """What goes along from the base's folder: never weights, code, or files that have nothing to do with a model."""
 
+HEAD_FILE = "head.safetensors"
+_NO_CLASS = "LinearHead"
+"""The one architecture of a task that is no class of transformers."""
+
 
 def materialize(
     base: Base, delta: Delta, out: str | Path, *, mask: Mask | None = None, progress: Progress | None = None
@@ -35,6 +39,10 @@ def materialize(
     """Writes a checkpoint that `from_pretrained` loads, bit-identical to the fine-tuned model.
 
     Shards stay as the base has them; memory is bounded by one tensor. The folder appears whole or not at all.
+
+    transformers has no class for a task with a linear head: it becomes a checkpoint of the bare model, for
+    ``AutoModel``, with the labels in its config and beside it in HEAD_FILE the head, with the pooling in that file's
+    metadata; `has_own_head` tells.
 
     Args:
         out: a folder that does not exist yet, or is empty.
@@ -54,6 +62,8 @@ def materialize(
         try:
             _copy_companions(base, temporary)
             _write_config(base, delta, temporary)
+            if has_own_head(delta):
+                _write_own_head(delta, temporary)
             _write_weights(base, patch, temporary, progress)
             base.check_unchanged()
             sync_folder(temporary)
@@ -66,6 +76,11 @@ def materialize(
     return out
 
 
+def has_own_head(delta: Delta) -> bool:
+    """Whether a materialized ``delta`` is the bare model and a HEAD_FILE: one linear layer on its pooled states."""
+    return delta.manifest.architecture == _NO_CLASS
+
+
 class _Patch:
     """Gives every tensor of the base as the task has it."""
 
@@ -75,8 +90,8 @@ class _Patch:
         self.mask = Mask.resolve(base, manifest.mask, mask) if manifest.mask else None
         check_fit(delta, base, self.mask)
         self.base = base
-        self.prefix = manifest.backbone_prefix
-        self.head = delta.raw("head")
+        self.prefix = "" if has_own_head(delta) else manifest.backbone_prefix
+        self.head = {} if has_own_head(delta) else delta.raw("head")
         self.dense = delta.raw("dense")
         self.values = delta.tensors.get("values")
         if delta.raw("adapter"):
@@ -107,7 +122,7 @@ def _copy_companions(base: Base, out: Path) -> None:
 def _write_config(base: Base, delta: Delta, out: Path) -> None:
     config: dict[str, Any] = dict(base.config)
     manifest = delta.manifest
-    if manifest.architecture:
+    if manifest.architecture and not has_own_head(delta):
         config["architectures"] = [manifest.architecture]
     if manifest.labels:
         config["id2label"] = {str(number): label for number, label in enumerate(manifest.labels)}
@@ -118,6 +133,12 @@ def _write_config(base: Base, delta: Delta, out: Path) -> None:
         config |= {"problem_type": "regression", "id2label": {"0": "value"}, "label2id": {"value": 0}}
     if config:
         write_atomic(out / "config.json", [json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"])
+
+
+def _write_own_head(delta: Delta, out: Path) -> None:
+    pooling = delta.manifest.inputs.get("pooling")
+    metadata = {"format": "pt"} | ({"pooling": pooling} if isinstance(pooling, str) else {})
+    write_atomic(out / HEAD_FILE, tensorfile.dump(delta.raw("head"), metadata))
 
 
 def _write_weights(base: Base, patch: _Patch, out: Path, progress: Progress | None) -> None:

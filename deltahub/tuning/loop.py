@@ -1,150 +1,260 @@
-"""The transformers Trainer around our masters: quiet, one line an epoch, small checkpoints, the best epoch kept."""
+"""The transformers Trainer around masters: quiet, one line an epoch, small checkpoints, the best epoch kept."""
 
 from __future__ import annotations
 
-import json
-import re
-import shutil
-import time
-from collections.abc import Callable, Mapping
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from safetensors.torch import load_file
+from torch import nn
+from transformers import PrinterCallback, Trainer, TrainingArguments, get_linear_schedule_with_warmup
 
-from deltahub import digest
-from deltahub.errors import DataError, MismatchError, StoreError, UsageError
-from deltahub.files import store_errors, write_atomic
-from deltahub.tuning.pafi import Masters
+from deltahub.errors import DataError, StoreError
+from deltahub.pooling import default_pooling
+from deltahub.tuning import state
+from deltahub.tuning.batches import Collator, Example, LengthGrouped, examples
+from deltahub.tuning.callbacks import EpochLines, Progress, Say, Stopper
+from deltahub.tuning.data import Dataset, class_weights
+from deltahub.tuning.metrics import primary, scores
+from deltahub.tuning.objectives import Inputs, Objective
+from deltahub.tuning.settings import Settings
 
-Say = Callable[[str], None]
-Progress = Callable[[int, int], None]
-
-_MASTERS = "masters.safetensors"
-_RUN = "run.json"
-_SEAL = "sha256.json"
-_STATE = "trainer_state.json"
-_CHECKPOINT = re.compile(r"checkpoint-([0-9]{1,18})")
-_BEST = "eval_accuracy"
 _SELECTION = "eval_selection"
 
 
-class MastersTrainer(Trainer):  # type: ignore[misc]  # transformers is not type-checked
-    """Saves and loads the masters in place of the model, and stops at the first loss that is no number."""
+@dataclass(frozen=True)
+class Fitted:
+    """What a training came to.
 
-    def __init__(self, masters: Masters, lines: EpochLines, **arguments: Any) -> None:
-        super().__init__(**arguments, callbacks=[lines])
+    Attributes:
+        metrics: of the epoch that is kept, ``validation_<name>`` (and ``test_<name>``) each, and ``best_epoch``.
+        history: per epoch of this call ``epoch``, ``loss`` and the validation scores.
+        step_seconds: median wall time of a step, forward to optimizer; 0 where no step was left to do.
+        diverged: the step whose loss was no number, after which the best epoch so far was kept; None where none was.
+    """
+
+    metrics: dict[str, float]
+    history: list[dict[str, float]] = field(repr=False)
+    step_seconds: float
+    diverged: int | None = None
+
+
+def fit(
+    trainee: nn.Module,
+    groups: list[dict[str, Any]],
+    rows: Dataset,
+    validation: Dataset,
+    settings: Settings,
+    *,
+    tokenizer: Any,
+    folder: Path,
+    say: Say,
+    progress: Progress | None = None,
+    checkpoint: Path | None = None,
+    test: Dataset | None = None,
+) -> Fitted:
+    """Trains with AdamW and a linear schedule; ``trainee`` is left as its best epoch on ``validation`` was.
+
+    Args:
+        trainee: its ``state_dict()`` is what is kept of an epoch; called with a batch's columns, it gives ``logits``
+            (for embeddings ``last_hidden_state``).
+        groups: parameter groups with ``lr`` and ``weight_decay``.
+        folder: for checkpoints.
+        test: rows that the best epoch is scored on.
+        checkpoint: to go on from; the end is that of a run without a break, to the bit on the CPU.
+
+    Raises:
+        DataError: the loss is no number before the end of the first epoch.
+        StoreError: a checkpoint cannot be written.
+        KeyboardInterrupt: after the step under way was finished and a checkpoint written.
+    """
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    optimizer = torch.optim.AdamW(groups, foreach=parameters[0].device.type != "cpu")
+    per_epoch = -(-len(rows) // (settings.batch_size * settings.accumulate))
+    steps = per_epoch * settings.epochs
+    schedule = get_linear_schedule_with_warmup(optimizer, round(settings.warmup * steps), steps)
+    if settings.checkpointing:
+        recompute(trainee)
+    lines = EpochLines(say, len(rows), settings.epochs, primary(rows.kind, rows.names), progress)
+    trainer = QuietTrainer(
+        _objective(trainee, rows, settings),
+        rows.names,
+        lines,
+        model=trainee,
+        args=_arguments(folder, settings, parameters[0].device),
+        data_collator=Collator(tokenizer),
+        train_dataset=examples(tokenizer, rows, settings.max_length),
+        eval_dataset=examples(tokenizer, validation, settings.max_length),
+        optimizers=(optimizer, schedule),
+    )
+    diverged = None
+    with _interruptible(trainer):
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except _Diverged as error:
+            diverged = error.step
+            if trainer.state.best_global_step is None:
+                raise DataError(
+                    f"the training diverged in step {error.step}", expected="a finite loss and outputs",
+                    got=f"{error.loss}", hint="lower the learning rates",
+                ) from None  # fmt: skip
+            trainer._load_best_model()
+            say(f"the training diverged in step {error.step}: the best epoch before is kept; lower the learning rates")
+    metrics = trainer.best_metrics()
+    if test is not None:
+        metrics |= trainer.test_metrics(examples(tokenizer, test, settings.max_length))
+    return Fitted(metrics, lines.history, lines.step_seconds, diverged)
+
+
+def recompute(trainee: nn.Module) -> None:
+    """Lets transformers recompute activations in the backward pass instead of keeping them."""
+    if hasattr(trainee, "activation_checkpointing_enable"):
+        trainee.activation_checkpointing_enable()  # type: ignore[operator]
+    else:  # its name in older releases
+        trainee.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+
+
+def _objective(trainee: nn.Module, rows: Dataset, settings: Settings) -> Objective:
+    weights = torch.tensor(class_weights(rows)) if settings.class_weights == "balanced" else None
+    pooling = settings.pooling or default_pooling(trainee.config)
+    return Objective(rows.kind, weights, pooling)
+
+
+class _Diverged(Exception):
+    def __init__(self, step: int, loss: float) -> None:
+        super().__init__(step, loss)
+        self.step = step
+        self.loss = loss
+
+
+class QuietTrainer(Trainer):  # type: ignore[misc]  # transformers is not type-checked
+    """Minimises an `Objective`, saves only what is trained, and stops at the first loss that is no number."""
+
+    def __init__(self, objective: Objective, names: tuple[str, ...], lines: EpochLines, **arguments: Any) -> None:
+        self.objective = objective
+        self.names = names
+        super().__init__(**arguments, callbacks=[lines], compute_metrics=self._scores)
         self.remove_callback(PrinterCallback)
-        self.masters = masters
-        self.lines = lines
+        self.model_accepts_loss_kwargs = False  # the objective is a mean over one forward pass
+        self.stop = threading.Event()
+        self.add_callback(Stopper(self.stop, lambda: self._save_checkpoint(self.model, None)))
 
     def best_metrics(self) -> dict[str, float]:
-        """``validation_accuracy`` and ``validation_macro_f1`` of the epoch that is kept, and which it is."""
-        history = self.state.log_history
-        best = next(entry for entry in history if _BEST in entry and entry["step"] == self.state.best_global_step)
-        return {
-            "validation_accuracy": best[_BEST],
-            "validation_macro_f1": best["eval_macro_f1"],
-            "best_epoch": round(best["epoch"]),
-        }
+        """``validation_<name>`` of the epoch that is kept, and which it is."""
+        at = self.state.best_global_step
+        best = next(entry for entry in self.state.log_history if _SELECTION in entry and entry["step"] == at)
+        return {**_named(best, "eval_", "validation_"), "best_epoch": round(best["epoch"])}
+
+    def test_metrics(self, rows: list[Example]) -> dict[str, float]:
+        """``test_<name>`` of the model as it is."""
+        return _named(self.predict(rows).metrics, "test_", "test_")
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Inputs, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        loss, outputs = self.objective(model, inputs)
+        return (loss, outputs) if return_outputs else loss
+
+    def prediction_step(
+        self, model: nn.Module, inputs: Inputs, prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> Any:
+        inputs = self._prepare_inputs(inputs)
+        with torch.inference_mode(), self.compute_loss_context_manager():
+            loss, outputs = self.objective(model, inputs)
+        return loss, outputs, inputs["labels"] if "labels" in inputs else torch.zeros(len(outputs[0]))
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
-            raise DataError(
-                f"the training diverged in step {self.state.global_step + 1}", expected="a finite loss",
-                got=f"{loss.item()}", hint="lower the learning rates",
-            )  # fmt: skip
+            raise _Diverged(self.state.global_step + 1, loss.item())
         return loss
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        folder = Path(output_dir or self.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: tensor.cpu() for name, tensor in self.masters.state().items()}, folder / _MASTERS)
+    def _scores(self, prediction: Any) -> dict[str, float]:
+        if not all(np.isfinite(part).all() for part in _arrays(prediction.predictions)):
+            raise _Diverged(self.state.global_step, float("nan"))
+        found = scores(self.objective.kind, prediction.label_ids, prediction.predictions, self.names)
+        # of epochs that are as good, the one that is surer of it
+        tie = 1e-6 * min(found.get("log_loss", 0.0), 100.0)
+        return {**found, "selection": found[primary(self.objective.kind, self.names)] - tie}
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> LengthGrouped:
+        size = self.args.per_device_train_batch_size
+        return LengthGrouped(train_dataset or self.train_dataset, size, self.args.seed)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self.args.output_dir)
         step, best = self.state.global_step, self.state.best_global_step
         try:
             super()._save_checkpoint(model, trial)
-            _seal(folder / f"checkpoint-{step}")
+            state.seal(folder / f"checkpoint-{step}")
         except (OSError, RuntimeError, SafetensorError) as error:  # torch reports a full disk as RuntimeError
             reason = " ".join(str(error).split())[:160]
             raise StoreError(
                 f"cannot write a checkpoint into {folder} ({reason})",
                 hint="check that it is writable and has room, then resume",
             ) from error
-        for older, path in _checkpoints(folder):
-            if older not in (step, best):
-                shutil.rmtree(path, ignore_errors=True)
+        state.keep_only(folder, {step, best})
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        path = Path(resume_from_checkpoint) / _MASTERS
+        path = Path(resume_from_checkpoint) / state.MASTERS
         try:
-            state = load_file(path)
+            self.model.load_state_dict(load_file(path))
         except (OSError, SafetensorError):  # it was whole when the run began
             raise DataError(f"{path} was damaged or removed during the training", hint="resume the run") from None
-        self.masters.load(state)
 
     def _load_best_model(self) -> None:
         # by its step, not by the path that was noted: the state folder may have been moved since
-        step = self.state.best_global_step
-        self._load_from_checkpoint(str(Path(self.args.output_dir) / f"checkpoint-{step}"))
+        self._load_from_checkpoint(str(Path(self.args.output_dir) / f"checkpoint-{self.state.best_global_step}"))
 
 
-@dataclass
-class EpochLines(TrainerCallback):  # type: ignore[misc]
-    """Says one line after each epoch.
-
-    Attributes:
-        rows: training rows of an epoch.
-        progress: gets steps done and steps in all after every step.
-        epochs: how many there will be.
-        history: what was said, an entry for each epoch.
-    """
-
-    say: Say
-    rows: int
-    epochs: int
-    progress: Progress | None = None
-    started: float = 0.0
-    trained: float = 0.0
-    history: list[dict[str, float]] = field(default_factory=list)
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.started = time.perf_counter()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.progress:
-            self.progress(state.global_step, state.max_steps)
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trained = time.perf_counter()
-
-    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
-        loss = next(entry["loss"] for entry in reversed(state.log_history) if "loss" in entry)
-        epoch = round(state.epoch)
-        self.history.append({"epoch": epoch, "loss": loss, "accuracy": metrics[_BEST]})
-        self.say(
-            f"epoch {epoch}/{self.epochs}  loss {loss:.4f}  validation accuracy {metrics[_BEST]:.4f}  "
-            f"macro F1 {metrics['eval_macro_f1']:.4f}  {time.perf_counter() - self.started:.1f} s  "
-            f"{self.rows / (self.trained - self.started):.0f} examples/s"
-        )
+def _arrays(outputs: Any) -> tuple[Any, ...]:
+    return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
-def arguments(folder: Path, *, epochs: int, batch_size: int, seed: int, device: torch.device) -> TrainingArguments:
+def _named(found: dict[str, float], before: str, after: str) -> dict[str, float]:
+    """The scores among what the Trainer measured, with the prefix ``after`` in place of ``before``."""
+    leave = ("selection", "loss", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+    names = {name: name.removeprefix(before) for name in found if name.startswith(before)}
+    return {after + short: found[name] for name, short in names.items() if short not in leave}
+
+
+@contextmanager
+def _interruptible(trainer: QuietTrainer) -> Iterator[None]:
+    """The first Ctrl-C lets the step under way end and saves it; the second one interrupts at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def ask(_number: int, _frame: Any) -> None:
+        signal.signal(signal.SIGINT, before)
+        trainer.stop.set()
+
+    signal.signal(signal.SIGINT, ask)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _arguments(folder: Path, settings: Settings, device: torch.device) -> TrainingArguments:
     """Arguments that evaluate and save after each epoch and keep the best and the last."""
     made = TrainingArguments(
         output_dir=str(folder),
-        num_train_epochs=epochs,
-        per_device_train_batch_size=batch_size,
-        per_device_eval_batch_size=4 * batch_size,
-        max_grad_norm=0.0,  # the masters are clipped in their own hook
-        train_sampling_strategy="group_by_length",
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=4 * settings.batch_size,
+        gradient_accumulation_steps=settings.accumulate,
+        max_grad_norm=settings.max_grad_norm,
+        bf16=settings.precision == "bf16",
         eval_strategy="epoch",
         save_strategy="epoch",
         logging_strategy="epoch",
@@ -153,7 +263,7 @@ def arguments(folder: Path, *, epochs: int, batch_size: int, seed: int, device: 
         load_best_model_at_end=True,
         metric_for_best_model=_SELECTION,
         greater_is_better=True,
-        seed=seed,
+        seed=settings.seed,
         use_cpu=device.type == "cpu",
         dataloader_pin_memory=device.type == "cuda",
         remove_unused_columns=False,
@@ -164,87 +274,3 @@ def arguments(folder: Path, *, epochs: int, batch_size: int, seed: int, device: 
     assert made.device.type == device.type
     made._n_gpu = min(made.n_gpu, 1)  # masters live on one device: several would be wrapped in DataParallel
     return made
-
-
-def open_state(folder: Path, run: Mapping[str, object], *, resume: bool) -> Path | None:
-    """Makes ``folder`` the place of this run; returns the checkpoint to go on from, if there is one.
-
-    Args:
-        run: everything that decides the result; a run is only resumed under the very same.
-
-    Raises:
-        UsageError: the folder holds an earlier run and ``resume`` is not set, or files that are no run's.
-        MismatchError: it holds another run.
-        DataError: the note of its run is damaged.
-        StoreError: it cannot be written to.
-    """
-    with store_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        empty = not any(folder.iterdir())
-    note = folder / _RUN
-    text = json.dumps(run, sort_keys=True)
-    if note.exists():
-        if not resume:
-            raise UsageError(f"{folder} holds an earlier run", hint="resume it, or give another folder")
-        _same_run(folder, _read_note(note), json.loads(text))
-    elif empty:
-        write_atomic(note, [text.encode()])
-    else:
-        raise UsageError(f"{folder} is not empty and holds no run", hint="give a new or empty folder")
-    return last_checkpoint(folder)
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that is whole, and whose best epoch so far is whole too; None where a run starts anew."""
-    whole = {step: path for step, path in _checkpoints(folder) if _is_whole(path)}
-    for step in sorted(whole, reverse=True):
-        state = json.loads((whole[step] / _STATE).read_text(encoding="utf-8"))
-        if state["best_global_step"] in whole:
-            return whole[step]
-    return None
-
-
-def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
-    """Step and folder of every checkpoint, whole or not."""
-    found = [(_CHECKPOINT.fullmatch(path.name), path) for path in folder.iterdir() if path.is_dir()]
-    return [(int(match[1]), path) for match, path in found if match]
-
-
-def _seal(checkpoint: Path) -> None:
-    """Notes the digest of every file, as the last one: what is not as noted was cut short or damaged."""
-    digests = {path.name: digest.of_file(path) for path in checkpoint.iterdir() if path.is_file()}
-    digests.pop(_SEAL, None)
-    write_atomic(checkpoint / _SEAL, [json.dumps(digests, sort_keys=True).encode()])
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    try:
-        digests = json.loads((checkpoint / _SEAL).read_bytes())
-        return {_MASTERS, _STATE} <= digests.keys() and all(
-            digest.of_file(checkpoint / name) == expected for name, expected in digests.items()
-        )
-    except (OSError, ValueError, AttributeError, RecursionError):  # no object, no file, no JSON: not what was written
-        return False
-
-
-def _read_note(note: Path) -> dict[str, object]:
-    try:
-        run = json.loads(note.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        run = None
-    if not isinstance(run, dict):
-        raise DataError(f"{note} is damaged", expected="the settings of a run", hint="give another folder")
-    return run
-
-
-def _same_run(folder: Path, earlier: dict[str, object], now: dict[str, object]) -> None:
-    for name in sorted(earlier.keys() | now.keys()):
-        if earlier.get(name) != now.get(name):
-            raise MismatchError(
-                f"the run in {folder} has another {name}", expected=_short(earlier.get(name)),
-                got=_short(now.get(name)), hint="resume with what it was started with, or give another folder",
-            )  # fmt: skip
-
-
-def _short(value: object) -> str:
-    return str(value)[:80]

@@ -7,41 +7,80 @@ from dataclasses import dataclass
 
 from deltahub.errors import UsageError
 
+CHOICES = {
+    "head": ("native", "linear", "shared"),
+    "pooling": (None, "mean", "cls", "last"),
+    "class_weights": ("none", "balanced"),
+    "precision": ("fp32", "bf16"),
+    "activation": ("gelu", "relu", "tanh"),
+}
+
 
 @dataclass(frozen=True)
 class Settings:
-    """Hyper-parameters; the defaults suit pafi on some hundred to some thousand rows.
+    """Hyper-parameters; the defaults suit some hundred to some thousand rows.
 
     Attributes:
-        epochs: passes over the training rows; the one with the best validation accuracy is kept.
-        lr: peak learning rate of the masked values or biases. Small weights want large ones, 1e-3 to 1e-2.
+        epochs: passes over the training rows; the one with the best validation score is kept.
+        lr: peak learning rate of what is trained of the backbone; None takes the method's own, see `methods.METHODS`.
         head_lr: peak learning rate of the head.
-        batch_size: rows per step.
+        batch_size: rows in one forward pass.
+        accumulate: forward passes per step.
         max_length: tokens per text, longer ones are cut.
         warmup: share of the steps in which the rates rise linearly from 0; then they fall linearly to 0.
-        weight_decay: decoupled, on values or biases; it pulls them to 0, not to the base, so the default is none.
+        weight_decay: decoupled, of the backbone's; it pulls them to 0, not to the base, so the default is none.
         max_grad_norm: gradients are scaled down to this norm; 0 leaves them.
         seed: of the head's first values, the order of the rows, and dropout.
+        head: ``native`` (the one of the transformers class), ``linear`` (one layer on the pooled hidden states) or
+            ``shared`` (native, its inner layers frozen at first values that all tasks share).
+        pooling: how hidden states become one vector, for a linear head and embeddings: ``mean``, ``cls`` or ``last``;
+            None takes what suits the base.
+        class_weights: ``balanced`` weighs rare classes up, ``none`` counts each row once.
+        precision: ``bf16`` runs forward and backward under autocast.
+        checkpointing: recomputes activations in the backward pass, to save memory.
+        bottleneck: inner size of the adapters of ``hiwi`` and ``hiwi-weight``.
+        activation: of these adapters: ``gelu``, ``relu`` or ``tanh``.
+        layers: globs of base tensor names: which feed-forward layers get one.
     """
 
     epochs: int = 3
-    lr: float = 1e-2
+    lr: float | None = None
     head_lr: float = 5e-3
     batch_size: int = 16
+    accumulate: int = 1
     max_length: int = 128
     warmup: float = 0.1
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     seed: int = 0
+    head: str = "native"
+    pooling: str | None = None
+    class_weights: str = "none"
+    precision: str = "fp32"
+    checkpointing: bool = False
+    bottleneck: int = 16
+    activation: str = "gelu"
+    layers: tuple[str, ...] = ("*",)
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "max_length"):
-            if getattr(self, name) < 1:
-                raise UsageError(name, expected="1 or more", got=getattr(self, name))
-        for name in ("lr", "head_lr", "weight_decay", "max_grad_norm"):
-            if not (0 <= getattr(self, name) < math.inf):
-                raise UsageError(name, expected="0 or more", got=getattr(self, name))
-        if not 0 <= self.warmup < 1:
+        for name in ("epochs", "batch_size", "accumulate", "max_length", "bottleneck"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise UsageError(name, expected="a whole number, 1 or more", got=value)
+        for name in ("lr", "head_lr", "weight_decay", "max_grad_norm", "warmup"):
+            value = getattr(self, name)
+            if name == "lr" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+                raise UsageError(name, expected="0 or more", got=value)
+        if self.warmup >= 1:
             raise UsageError("warmup", expected="0 up to 1, a share of the steps", got=self.warmup)
-        if not 0 <= self.seed < 1 << 32:
+        if type(self.seed) is not int or not 0 <= self.seed < 1 << 32:
             raise UsageError("seed", expected="0 to 2^32 - 1", got=self.seed)
+        for name, choices in CHOICES.items():
+            if (value := getattr(self, name)) not in choices:
+                shown = ", ".join(str(choice) for choice in choices if choice)
+                raise UsageError(name, expected=f"one of {shown}", got=value)
+        if isinstance(self.layers, str) or not all(isinstance(glob, str) for glob in self.layers):
+            raise UsageError("layers", expected="a list of globs", got=self.layers)
+        object.__setattr__(self, "layers", tuple(self.layers))

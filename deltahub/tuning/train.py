@@ -12,29 +12,29 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from transformers import DataCollatorWithPadding, get_linear_schedule_with_warmup, set_seed
+from transformers import set_seed
 
 from deltahub import digest
 from deltahub.backbone import load_backbone, quiet
 from deltahub.checkpoint import Base
-from deltahub.convert.extract import extract
 from deltahub.delta import Delta
-from deltahub.errors import UsageError
-from deltahub.heads import head_names, load_tokenizer, longest_input, shortest_input, task_model
+from deltahub.errors import MismatchError, UsageError
+from deltahub.heads import know_padding, load_tokenizer, longest_input, share_inner, shortest_input, task_model
+from deltahub.manifest import Plain
 from deltahub.mask import Mask
 from deltahub.names import check_task
+from deltahub.pooling import default_pooling
 from deltahub.resident import Resident
-from deltahub.tuning import loop
+from deltahub.tuning.callbacks import Progress, Say
+from deltahub.tuning.choice import Adapters, mask_for
 from deltahub.tuning.data import Dataset, majority_share
-from deltahub.tuning.loop import EpochLines, MastersTrainer, Progress, Say
-from deltahub.tuning.methods import biases, mask_for, method_named
-from deltahub.tuning.metrics import accuracy, log_loss, macro_f1
-from deltahub.tuning.pafi import Masters
+from deltahub.tuning.delta_model import DeltaModel
+from deltahub.tuning.loop import fit
+from deltahub.tuning.metrics import check_installed, primary
+from deltahub.tuning.objectives import KINDS
 from deltahub.tuning.settings import Settings
-
-KIND = "text-classification"
+from deltahub.tuning.state import open_state
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,20 @@ class Trained:
     Attributes:
         delta: the best epoch.
         metrics: what the manifest says of it.
-        history: per epoch of this call ``epoch``, ``loss`` and validation ``accuracy``.
+        history: per epoch of this call ``epoch``, ``loss`` and the validation scores.
         seconds: wall time of this call, loading included.
+        step_seconds: median wall time of a step.
+        trained_parameters: how many numbers the optimizer moved.
+        diverged: the step at which the loss was no number any more; the best epoch before is what was kept.
     """
 
     delta: Delta
     metrics: dict[str, float]
     history: list[dict[str, float]] = field(repr=False)
     seconds: float
+    step_seconds: float
+    trained_parameters: int
+    diverged: int | None = None
 
 
 def say_on_stderr(line: str) -> None:
@@ -64,6 +70,7 @@ def train(
     validation: Dataset,
     *,
     task: str,
+    test: Dataset | None = None,
     mask: Mask | None = None,
     method: str = "pafi",
     settings: Settings | None = None,
@@ -77,14 +84,16 @@ def train(
     """Fine-tunes ``base`` on ``rows``, returns the epoch that did best on ``validation``, the surer of equals.
 
     One seed gives the same bits on one machine, one number of threads, and the CPU. torch's, NumPy's and Python's
-    global random generators are seeded.
+    global random generators are seeded. Ctrl-C lets the step under way end, keeps it in ``state`` and raises
+    KeyboardInterrupt.
 
     Args:
-        rows: to train on; ``validation`` has the same classes.
+        rows: to train on; ``validation`` has the same kind and classes.
         task: name of the task in a hub.
+        test: rows that the kept epoch is scored on, and that decide nothing; their scores go into the manifest.
         mask: positions to train; None builds the method's own at 0.5 %.
-        method: one of `methods.METHODS`.
-        state: folder for checkpoints after each epoch; None uses a temporary one.
+        method: one of `methods.METHODS`, or some joined by ``+``.
+        state: folder for checkpoints after each epoch and at an interruption; None uses a temporary one.
         resume: go on from the last checkpoint in ``state``, if it has one; the result is that of a run without a break.
         device: torch device such as ``cuda``.
         created: UTC time for the manifest; None takes the clock's.
@@ -93,39 +102,89 @@ def train(
 
     Raises:
         UsageError: arguments that cannot be meant, or a ``state`` that is no run's and not empty.
-        MismatchError: mask, base and ``state`` do not belong together, or the base has no text classification model.
+        MismatchError: mask, base and ``state`` do not belong together, or the base has no model of this kind.
         CheckpointError: the base has no usable config or tokenizer.
-        DataError: the loss is no longer finite, or ``state`` is damaged.
+        DataError: the loss is no number before an epoch has ended, or ``state`` is damaged.
         StoreError: a checkpoint cannot be written.
     """
     start = time.perf_counter()
     settings = settings or Settings()
     check_task(task)
-    if rows.names != validation.names:
-        raise UsageError("the classes of the validation set", expected=rows.names, got=validation.names)
+    check_installed()
+    for other, what in ((validation, "validation"), (test, "test")):
+        _check_rows(rows, other, what)
     mask = mask_for(method, base, mask)
     with _folder(state) as folder, quiet():
-        checkpoint = loop.open_state(folder, _identity(base, mask, method, settings, rows, validation), resume=resume)
+        run = _run(base, mask, method, settings, rows, validation)
+        checkpoint = open_state(folder, run, resume=resume)
         set_seed(settings.seed)
-        bound = _bind(base, mask, method, rows.names, _device(device))
-        say(_headline(bound, task, method, rows, validation))
-        trainer = _trainer(bound, rows, validation, settings, folder, say, progress)
+        tokenizer = load_tokenizer(base)
+        model = _model(base, mask, method, settings, rows, _device(device))
+        know_padding(model.model, tokenizer)
+        _check_length(base, tokenizer, model.config, settings.max_length)
+        for line in (*model.notes, _headline(model, rows, validation)):
+            say(f"{task}: {line}")
         try:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            fitted = fit(
+                model, model.groups(lr=settings.lr, head_lr=settings.head_lr, weight_decay=settings.weight_decay), rows,
+                validation, settings, tokenizer=tokenizer, folder=folder, say=say, progress=progress,
+                checkpoint=checkpoint, test=test,
+            )  # fmt: skip
         except KeyboardInterrupt:
-            kept = f"the epochs that ended are kept in {state}: resume from there" if state else "nothing is kept"
+            kept = f"what was done is kept in {state}: resume from there" if state else "nothing is kept"
             say(f"{task}: training was interrupted; {kept}")
             raise
         finally:
-            bound.masters.detach()
-        metrics = trainer.best_metrics() | {"train_rows": len(rows), "validation_rows": len(validation)}
-        delta = _delta(bound, task, method, settings, metrics, created)
+            model.detach()
+        metrics = fitted.metrics | {"train_rows": len(rows), "validation_rows": len(validation)}
+        settled = {**_plain(settings), "run": identity(base, mask, method, settings, rows, validation, test)}
+        delta = _export(model, task, rows, settled, metrics, created)
     seconds = time.perf_counter() - start
+    score = primary(rows.kind, rows.names)
     say(
-        f"{task}: kept epoch {metrics['best_epoch']} of {settings.epochs}, validation accuracy "
-        f"{metrics['validation_accuracy']:.4f} on {len(validation):,} rows; {seconds:.1f} s in all"
+        f"{task}: kept epoch {metrics['best_epoch']} of {settings.epochs}, validation {score.replace('_', ' ')} "
+        f"{metrics[f'validation_{score}']:.4f} on {len(validation):,} rows; {stored(delta)}; {seconds:.1f} s in all"
     )
-    return Trained(delta, metrics, trainer.lines.history, seconds)
+    return Trained(
+        delta, metrics, fitted.history, seconds, fitted.step_seconds, model.trained_parameters, fitted.diverged
+    )
+
+
+def stored(delta: Delta) -> str:
+    """What a delta stores, for people: ``113,566 values and a head of 2,316 parameters, 464 kB``."""
+    count = {
+        group: sum(_size(raw.shape) for raw in delta.raw(group).values()) for group in ("dense", "adapter", "head")
+    }
+    parts = [f"{len(delta.values):,} values"] if delta.values is not None else []
+    parts += [f"{count['dense']:,} numbers of whole tensors"] if count["dense"] else []
+    parts += [f"{count['adapter']:,} of adapters"] if count["adapter"] else []
+    parts += [f"a head of {count['head']:,} parameters"] if count["head"] else []
+    size = sum(len(part) for part in delta.dump())
+    return f"stored {' and '.join(parts) or 'nothing'}, {size / 1000:,.0f} kB before compression"
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    return int(torch.Size(shape).numel())
+
+
+def _check_rows(rows: Dataset, other: Dataset | None, what: str) -> None:
+    if rows.kind not in KINDS:
+        raise UsageError(f"kind {rows.kind!r}", expected=f"one of {', '.join(KINDS)}")
+    if other is None:
+        return
+    if rows.kind != other.kind:
+        raise UsageError(f"the kind of the {what} set", expected=rows.kind, got=other.kind)
+    if rows.names != other.names:
+        raise UsageError(f"the classes of the {what} set", expected=rows.names, got=other.names)
+    if (rows.pairs is None) != (other.pairs is None):
+        raise UsageError(f"the {what} set", expected="pairs of texts where the training set has them, and only there")
+
+
+def _check_length(base: Base, tokenizer: Any, config: Any, length: int) -> None:
+    if length > (most := longest_input(tokenizer, config)):
+        raise UsageError("max_length", expected=f"at most {most}, which is all that {base.id} takes", got=length)
+    if length < (least := shortest_input(tokenizer)):
+        raise UsageError("max_length", expected=f"at least {least}, or no word is left", got=length)
 
 
 def _device(name: str) -> torch.device:
@@ -136,131 +195,85 @@ def _device(name: str) -> torch.device:
         raise UsageError(f"device {name!r} ({reason})", expected="cpu, or a device that torch sees here") from None
 
 
-@dataclass(frozen=True)
-class _Bound:
-    """A task model on a bound base, ready to train."""
-
-    resident: Resident
-    model: Any
-    masters: Masters
-    dense: tuple[str, ...]
-
-
-def _bind(base: Base, mask: Mask | None, method: str, labels: tuple[str, ...], device: torch.device) -> _Bound:
+def _model(
+    base: Base, mask: Mask | None, method: str, settings: Settings, rows: Dataset, device: torch.device
+) -> DeltaModel:
     resident = Resident(load_backbone(base).to(device), base, mask)
     lacking = resident.binding.own
-    model = task_model(resident.module, resident.module.config, KIND, labels, lacking=lacking)
-    dense = biases(resident) if method_named(method).biases else {}
-    parameters = dict(model.named_parameters())
-    whole = {f"head.{name}": parameters[name] for name in head_names(model, lacking) if name in parameters}
-    whole |= {f"dense.{name}": parameter for name, parameter in dense.items()}
-    return _Bound(resident, model, Masters(model, resident, whole), tuple(dense))
+    model = task_model(
+        resident.module, resident.module.config, rows.kind, rows.names, lacking=lacking, head=settings.head,
+        pooling=settings.pooling,
+    )  # fmt: skip
+    frozen: tuple[str, ...] = ()
+    notes = []
+    if settings.head == "shared":
+        frozen = share_inner(model, lacking)
+        if not frozen:
+            notes.append("the native head has no inner layer that the base lacks: there is nothing to share")
+    if rows.kind == "embeddings":  # a pooler that the base lacks has no part in them
+        frozen = lacking
+    adapters = Adapters(settings.bottleneck, settings.activation, settings.layers, settings.seed)
+    made = DeltaModel(model, resident, method, adapters, frozen)
+    made.notes.extend(notes)
+    if not made.trained_parameters:
+        raise MismatchError(f"method {method!r} trains nothing here", hint="embeddings have no head: train with pafi")
+    return made
 
 
-def _trainer(
-    bound: _Bound,
-    rows: Dataset,
-    validation: Dataset,
-    settings: Settings,
-    folder: Path,
-    say: Say,
-    progress: Progress | None,
-) -> MastersTrainer:
-    base = bound.resident.base
-    tokenizer = load_tokenizer(base)
-    if settings.max_length > (most := longest_input(tokenizer, bound.model.config)):
-        raise UsageError(
-            "max_length", expected=f"at most {most}, which is all that {base.id} takes", got=settings.max_length
-        )
-    if settings.max_length < (least := shortest_input(tokenizer)):
-        raise UsageError("max_length", expected=f"at least {least}, or no word is left", got=settings.max_length)
-    whole = bound.masters.whole
-    head = [master for name, master in whole.items() if name.startswith("head.")]
-    dense = [master for name, master in whole.items() if name.startswith("dense.")]
-    groups = [
-        {"params": [*bound.masters.values, *dense], "lr": settings.lr, "weight_decay": settings.weight_decay},
-        {"params": head, "lr": settings.head_lr, "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW([group for group in groups if group["params"]])
-    bound.masters.follow(optimizer, settings.max_grad_norm)
-    steps = -(-len(rows) // settings.batch_size) * settings.epochs
-    schedule = get_linear_schedule_with_warmup(optimizer, round(settings.warmup * steps), steps)
-    return MastersTrainer(
-        bound.masters,
-        EpochLines(say, len(rows), settings.epochs, progress),
-        model=bound.model,
-        args=loop.arguments(
-            folder, epochs=settings.epochs, batch_size=settings.batch_size, seed=settings.seed,
-            device=next(bound.model.parameters()).device,
-        ),
-        data_collator=DataCollatorWithPadding(tokenizer),
-        train_dataset=_encoded(tokenizer, rows, settings.max_length),
-        eval_dataset=_encoded(tokenizer, validation, settings.max_length),
-        processing_class=tokenizer,
-        compute_metrics=_scores,
-        optimizers=(optimizer, schedule),
+def _export(
+    model: DeltaModel, task: str, rows: Dataset, settled: dict[str, Plain], metrics: dict[str, float],
+    created: str | None,
+) -> Delta:  # fmt: skip
+    inputs: dict[str, Plain] = {"max_length": settled["max_length"]}
+    if rows.kind == "embeddings":
+        inputs |= {"pooling": settled["pooling"] or default_pooling(model.config), "normalize": True}
+    elif rows.pairs is not None:
+        inputs["pair"] = True
+    return model.export(
+        task=task, kind=rows.kind, labels=rows.names, metrics=metrics, inputs=inputs,
+        settings={"optimizer": "adamw", "schedule": "linear", **settled}, created=created,
     )  # fmt: skip
 
 
-def _encoded(tokenizer: Any, rows: Dataset, max_length: int) -> list[dict[str, Any]]:
-    columns = tokenizer(list(rows.texts), truncation=True, max_length=max_length)
-    examples = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    return [example | {"labels": label} for example, label in zip(examples, rows.label_ids(), strict=True)]
+def identity(
+    base: Base, mask: Mask | None, method: str, settings: Settings, rows: Dataset, validation: Dataset,
+    test: Dataset | None = None,
+) -> str:  # fmt: skip
+    """A digest of all that decides the result of `train`; the manifest's method notes it as ``run``."""
+    run = _run(base, mask, method, settings, rows, validation)
+    scored = None if test is None else _digest(test)
+    return digest.of_bytes(json.dumps([run, scored], sort_keys=True).encode())
 
 
-def _scores(prediction: Any) -> dict[str, float]:
-    predicted = np.argmax(prediction.predictions, axis=-1)
-    truth = prediction.label_ids
-    right = accuracy(truth, predicted)
-    # of epochs that get as many right, the one that is surer of it
-    selection = right - 1e-6 * min(log_loss(truth, prediction.predictions), 100.0)
-    return {"accuracy": right, "macro_f1": macro_f1(truth, predicted), "selection": selection}
-
-
-def _delta(
-    bound: _Bound, task: str, method: str, settings: Settings, metrics: dict[str, float], created: str | None
-) -> Delta:
-    """Everything that the training changed; `extract` refuses if that is more than the method may change."""
-    return extract(
-        bound.resident.base,
-        bound.model,
-        bound.resident.mask,
-        task=task,
-        dense=bound.dense,
-        kind=KIND,
-        labels=tuple(bound.model.config.id2label.values()),
-        method={"name": method, "optimizer": "adamw", "schedule": "linear", **asdict(settings)},
-        metrics=metrics,
-        inputs={"max_length": settings.max_length},
-        created=created,
-    )
-
-
-def _identity(
+def _run(
     base: Base, mask: Mask | None, method: str, settings: Settings, rows: Dataset, validation: Dataset
 ) -> dict[str, object]:
-    """All that decides the result, by name, as it is noted beside the checkpoints."""
-    data = [json.dumps([part.texts, part.labels]).encode() for part in (rows, validation)]
+    """All that decides the training, by name, as it is noted beside the checkpoints."""
+    mask = mask_for(method, base, mask)
     return {
         "base": base.digest,
         "mask": mask.digest if mask else None,
         "method": method,
-        "data": digest.of_bytes(*data),
-        **asdict(settings),
+        "data": [_digest(rows), _digest(validation)],
+        **_plain(settings),
     }
 
 
-def _headline(bound: _Bound, task: str, method: str, rows: Dataset, validation: Dataset) -> str:
-    values = sum(master.numel() for master in bound.masters.values)
-    sizes = {name: master.numel() for name, master in bound.masters.whole.items()}
-    head = sum(size for name, size in sizes.items() if name.startswith("head."))
-    dense = sum(sizes.values()) - head
-    parts = [f"{values:,} masked values"] if values else []
-    parts += [f"{dense:,} biases"] if dense else []
+def _digest(rows: Dataset) -> str:
+    return digest.of_bytes(json.dumps([rows.kind, rows.texts, rows.pairs, rows.labels]).encode())
+
+
+def _plain(settings: Settings) -> dict[str, Plain]:
+    return asdict(settings) | {"layers": list(settings.layers)}
+
+
+def _headline(model: DeltaModel, rows: Dataset, validation: Dataset) -> str:
+    guess = ""
+    if rows.kind == "text-classification":
+        guess = f"; always guessing the largest class scores {majority_share(validation):.3f}"
     return (
-        f"{task}: {method} on {bound.resident.base.id}, {' and '.join([*parts, f'a head of {head:,} parameters'])}; "
-        f"{len(rows):,} rows to train on, {len(validation):,} to choose by; "
-        f"always guessing the largest class scores {majority_share(validation):.3f}"
+        f"{model.method} on {model.resident.base.id}, {model.trained_parameters:,} parameters to train; "
+        f"{len(rows):,} rows to train on, {len(validation):,} to choose by{guess}"
     )
 
 

@@ -34,6 +34,7 @@ def test_every_codec_has_an_example():
         ("planes", 0, np.array([1.0, -2.0], "<f4")),
         ("planes", 1, np.full(64, 0x3F80, "<u2")),
         ("int4", 0, np.array([3.5, -3.5, 2.0], "<f4")),
+        ("int4", 1, np.array([3.5, -3.5, 2.0, -2.0], "<f4")),
     ],
 )
 def test_blobs_decode_as_the_text_says(codec, number, expected):

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deltahub import codecs
-from deltahub.codecs.quantized import Quantized, dequantize, encode_quantized, measure, quantize, requantize
+from deltahub.codecs.quantized import Quantized, dequantize, encode_quantized, join, measure, quantize, requantize
 from deltahub.errors import CodecError, UsageError
 from deltahub.rawtensor import FLOATS, ITEMSIZE, RawTensor, narrow
 
@@ -86,6 +86,17 @@ def test_many_groups_are_found_again_and_one_changed_bit_is_not(dtype, bits):
     assert requantize(RawTensor(dtype, restored.shape, data), bits) is None
 
 
+@given(st.lists(finite_tensors(most=20), min_size=1, max_size=6), st.sampled_from([8, 4]), st.integers(1, 30))
+def test_joined_tensors_are_decoded_as_if_they_were_alone(tensors, bits, group):
+    found = [quantize(values, bits, group) for values in tensors if values.dtype == tensors[0].dtype and values.size]
+    if not found:
+        return
+    encoded = encode_quantized(join(found))
+    assert encoded.config.get("parts") == ([one.size for one in found] if len(found) > 1 else None)
+    alone = b"".join(dequantize(one).data.tobytes() for one in found)
+    assert codecs.decode(encoded.config, encoded.stored, len(alone)).tobytes() == alone
+
+
 def test_values_that_were_never_quantised_are_not_found():
     assert requantize(trained(20_000), 8) is None
     assert requantize(tensor([1.0, -0.0]), 8) is None  # no code is -0
@@ -96,7 +107,7 @@ def test_trained_values_take_few_bits(bits, most):
     values = trained(100_000)
     quantized = quantize(values, bits)
     assert 8 * len(encode_quantized(quantized).stored) / values.size < most
-    assert measure(values, dequantize(quantized))[1] < {8: 0.012, 4: 0.2}[bits]
+    assert measure((values, dequantize(quantized)))[1] < {8: 0.012, 4: 0.2}[bits]
 
 
 @pytest.mark.parametrize(
@@ -116,12 +127,12 @@ def test_extremes(values, dtype, expected):
 
 
 def test_measure_gives_the_largest_move_and_the_relative_root_mean_square():
-    assert measure(tensor([3.0, 4.0]), tensor([3.0, 4.5])) == (0.5, 0.1)
-    assert measure(tensor([0.0]), tensor([0.0])) == (0.0, 0.0)
-    assert measure(tensor([0.0]), tensor([1.0])) == (1.0, math.inf)
-    assert measure(tensor([]), tensor([])) == (0.0, 0.0)
+    assert measure((tensor([3.0, 4.0]), tensor([3.0, 4.5]))) == (0.5, 0.1)
+    assert measure((tensor([0.0]), tensor([0.0]))) == (0.0, 0.0)
+    assert measure((tensor([0.0]), tensor([1.0]))) == (1.0, math.inf)
+    assert measure() == measure((tensor([]), tensor([]))) == (0.0, 0.0)
     with pytest.raises(UsageError, match="1 values, found 2"):
-        measure(tensor([1.0]), tensor([1.0, 2.0]))
+        measure((tensor([1.0]), tensor([1.0, 2.0])))
 
 
 def test_golden_bytes():
@@ -167,6 +178,16 @@ def test_whole_numbers_are_refused():
         ({"codec": "int8"}, "0000 3f40 078001", "codes of quantised values"),
         ({}, "0000 3f7f 07f904", "overflow"),
         ({}, GOLDEN_STORED + "00", "wrong length"),
+        ({"parts": [3]}, GOLDEN_STORED, "parts of quantised values"),
+        ({"parts": [2, 2]}, GOLDEN_STORED, "parts of quantised values"),
+        ({"parts": [3, 0]}, GOLDEN_STORED, "parts of quantised values"),
+        ({"parts": [4, -1]}, GOLDEN_STORED, "parts of quantised values"),
+        ({"parts": [2, True]}, GOLDEN_STORED, "parts of quantised values"),
+        ({"parts": [1 << 80, 3 - (1 << 80)]}, GOLDEN_STORED, "parts of quantised values"),
+        ({"parts": "21"}, GOLDEN_STORED, "parts of quantised values"),
+        ({"parts": None}, GOLDEN_STORED, "parts of quantised values"),
+        ({"parts": [1, 1, 1]}, GOLDEN_STORED, "no zstd frame"),  # too few scales
+        ({"parts": [2, 1], "group": 1}, GOLDEN_STORED, "no zstd frame"),
     ],
 )
 def test_what_does_not_fit_is_refused(change, stored, words):

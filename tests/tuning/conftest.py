@@ -1,9 +1,10 @@
-"""A tiny base with a tokenizer, and a task that it can learn: which of two groups of words a text is made of."""
+"""A tiny base with a tokenizer, and a task of each kind that it can learn, all of them about which words a text has."""
 
 from __future__ import annotations
 
 import copy
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,11 +53,58 @@ def write_text_base(folder: Path, architecture: str = "bert", dtype: torch.dtype
 
 
 def word_task(rows: int, seed: int) -> Dataset:
+    """Which of two groups of words a text is made of."""
     choose = random.Random(seed)
     groups = {"high": WORDS[:3], "low": WORDS[3:6]}
     labels = tuple(choose.choice(list(groups)) for _ in range(rows))
     texts = tuple(" ".join(choose.choices(groups[label], k=choose.randint(2, 9))) for label in labels)
-    return Dataset(texts, labels, ("high", "low"))
+    return Dataset("text-classification", texts, None, labels, ("high", "low"))
+
+
+def _texts(rows: int, choose: random.Random, words: list[str], least: int = 2) -> tuple[str, ...]:
+    return tuple(" ".join(choose.choices(words, k=choose.randint(least, 6))) for _ in range(rows))
+
+
+def pair_task(rows: int, seed: int) -> Dataset:
+    """Which of two groups of words the second text is made of; the first one says nothing."""
+    words = word_task(rows, seed)
+    return replace(words, texts=_texts(rows, random.Random(seed), WORDS[:6]), pairs=words.texts)
+
+
+def multi_label_task(rows: int, seed: int) -> Dataset:
+    """Which of three words a text has, among others; some rows have none of them."""
+    choose = random.Random(seed)
+    texts = _texts(rows, choose, WORDS[:6])
+    labels = tuple(tuple(word for word in WORDS[:3] if word in text.split()) for text in texts)
+    return Dataset("multi-label-classification", texts, None, labels, tuple(WORDS[:3]))
+
+
+def score_task(rows: int, seed: int) -> Dataset:
+    """The share of a text's words that are of the first group."""
+    choose = random.Random(seed)
+    texts = _texts(rows, choose, WORDS[:6])
+    labels = tuple(sum(word in WORDS[:3] for word in text.split()) / len(text.split()) for text in texts)
+    return Dataset("regression", texts, None, labels)
+
+
+def token_task(rows: int, seed: int) -> Dataset:
+    """Words of the first group are entities: the first of a run begins one."""
+    choose = random.Random(seed)
+    texts = tuple(tuple(text.split()) for text in _texts(rows, choose, WORDS[:6]))
+    inside = [[word in WORDS[:3] for word in words] for words in texts]
+    labels = tuple(
+        tuple(("I-X" if at and row[at - 1] else "B-X") if found else "O" for at, found in enumerate(row))
+        for row in inside
+    )
+    return Dataset("token-classification", texts, None, labels, ("B-X", "I-X", "O"))
+
+
+def similarity_task(rows: int, seed: int) -> Dataset:
+    """A text belongs to the text of the same words in another order."""
+    choose = random.Random(seed)
+    texts = _texts(rows, choose, WORDS[:12], least=4)
+    pairs = tuple(" ".join(choose.sample(text.split(), k=len(text.split()))) for text in texts)
+    return Dataset("embeddings", texts, pairs)
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,10 @@ def write(folder: Path, content: str | bytes, name: str = "train.jsonl") -> Path
     return path
 
 
+def classes(texts: tuple[str, ...], labels: tuple[str, ...], names: tuple[str, ...]) -> Dataset:
+    return Dataset("text-classification", texts, None, labels, names)
+
+
 def lines(*rows: tuple[object, object]) -> str:
     return "".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in rows)
 
@@ -50,7 +54,7 @@ def test_csv_is_read_as_written(tmp_path_factory: pytest.TempPathFactory, rows: 
 
 def test_columns_can_be_named_and_whole_numbers_are_labels(tmp_path: Path) -> None:
     path = write(tmp_path, '{"review": "good", "stars": 5}\n\n{"review": "bad", "stars": 1}\n')
-    assert data.read(path, text="review", label="stars") == Dataset(("good", "bad"), ("5", "1"), ("1", "5"))
+    assert data.read(path, text="review", label="stars") == classes(("good", "bad"), ("5", "1"), ("1", "5"))
 
 
 @pytest.mark.parametrize(
@@ -74,7 +78,7 @@ def test_columns_can_be_named_and_whole_numbers_are_labels(tmp_path: Path) -> No
         ("a.jsonl", lines(("x", "a")).encode() + b"\xff\n", "line 2 is not UTF-8: found byte 0xff"),
         ("a.jsonl", b'{"text": "x", "label": "a", "text": "y"}\n', "line 1 has 'text' twice: expected each name once"),
         ("a.csv", b"text,label,label\nx,a,b\n", "line 1 has 'label' twice: expected each name once"),
-        ("a.parquet", b"PAR1", "has no known format: expected .jsonl"),
+        ("a.xlsx", b"PK", "has no known format: expected .jsonl"),
     ],
 )
 def test_bad_files_are_refused_in_one_line(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -102,7 +106,7 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 def test_validation_takes_the_classes_of_the_training_set(tmp_path: Path) -> None:
     train = write(tmp_path, lines(("x", "a"), ("y", "b"), ("z", "c")))
     _, validation = data.load(train, write(tmp_path, lines(("q", "b")), "validation.jsonl"))
-    assert validation == Dataset(("q",), ("b",), ("a", "b", "c"))
+    assert validation == classes(("q",), ("b",), ("a", "b", "c"))
     assert validation.label_ids() == [1]
 
 
@@ -115,7 +119,7 @@ def test_a_label_unseen_in_training_is_refused(tmp_path: Path) -> None:
 
 @given(st.lists(st.sampled_from("abc"), min_size=1, max_size=60), st.floats(0.01, 0.99), st.integers(0, 5))
 def test_a_split_loses_nothing_and_keeps_every_class_in_training(labels: list[str], share: float, seed: int) -> None:
-    rows = Dataset(tuple(map(str, range(len(labels)))), tuple(labels), tuple(sorted(set(labels))))
+    rows = classes(tuple(map(str, range(len(labels)))), tuple(labels), tuple(sorted(set(labels))))
     if all(labels.count(label) < 2 for label in labels):
         with pytest.raises(DataError, match="nothing can be split off"):
             data.split(rows, share=share, seed=seed)
@@ -130,11 +134,11 @@ def test_a_split_loses_nothing_and_keeps_every_class_in_training(labels: list[st
 
 
 def test_another_seed_splits_otherwise() -> None:
-    rows = Dataset(tuple(map(str, range(100))), ("a", "b") * 50, ("a", "b"))
+    rows = classes(tuple(map(str, range(100))), ("a", "b") * 50, ("a", "b"))
     assert data.split(rows, seed=1) != data.split(rows, seed=2)
 
 
 @pytest.mark.parametrize("share", [0, 1, -1, float("nan")])
 def test_a_share_that_leaves_one_part_empty_is_refused(share: float) -> None:
     with pytest.raises(UsageError, match="validation share"):
-        data.split(Dataset(("x", "y"), ("a", "b"), ("a", "b")), share=share)
+        data.split(classes(("x", "y"), ("a", "b"), ("a", "b")), share=share)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -11,11 +12,30 @@ import torch
 from deltahub.backbone import load_backbone
 from deltahub.checkpoint import Base
 from deltahub.errors import CheckpointError, MismatchError, UsageError
-from deltahub.heads import KINDS, head_names, load_head, load_tokenizer, longest_input, task_model
+from deltahub.heads import (
+    KINDS,
+    head_names,
+    load_head,
+    load_tokenizer,
+    longest_input,
+    share_inner,
+    task_model,
+)
+from deltahub.shared_head import fixed_values
 
 MakeBase = Callable[..., Base]
 POOLER = ("pooler.dense.weight", "pooler.dense.bias")
 TEXT = {"input_ids": torch.tensor([[5, 6, 7]])}
+
+GOLDEN = [
+    0.874756395816803,
+    0.23708635568618774,
+    -0.7239720225334167,
+    0.7464236617088318,
+    -0.21296292543411255,
+    -0.3258032202720642,
+]
+LARGE = "72124ef8e36a4a083179ed9ecdebcd3fe7e0a851a2720676dad5c5e6e50335ee"
 
 
 def test_the_backbone_is_shared_not_copied(base_of: MakeBase) -> None:
@@ -66,6 +86,99 @@ def test_a_head_has_the_dtype_of_its_backbone_and_its_first_values_come_from_the
     assert weight().dtype == torch.bfloat16
     assert torch.equal(weight(), weight())
     assert 0.005 < weight().float().std() < 0.05  # initializer_range is 0.02
+
+
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "gpt2", "llama"])
+def test_a_linear_head_is_one_layer_around_the_shared_submodules(base_of: MakeBase, architecture: str) -> None:
+    backbone = load_backbone(base_of(architecture))
+    lacking = POOLER if architecture in ("bert", "roberta") else ()
+    model = task_model(backbone, backbone.config, "regression", (), head="linear", lacking=lacking)
+    assert model.pooling == ("last" if architecture in ("gpt2", "llama") else "mean")
+    assert model.config.architectures == ["LinearHead"]
+    assert backbone.config.architectures != ["LinearHead"]
+    assert head_names(model, lacking) == ["classifier.weight", "classifier.bias"]
+    theirs = {id(parameter) for parameter in backbone.parameters()}
+    ours = [parameter for name, parameter in model.named_parameters() if name.startswith("backbone.")]
+    assert ours
+    assert all(id(parameter) in theirs for parameter in ours)
+    assert model.eval()(**TEXT).logits.shape == (1, 1)
+
+
+def test_a_manifest_brings_a_linear_head_back(base_of: MakeBase) -> None:
+    backbone = load_backbone(base_of("bert"))
+    made = task_model(backbone, backbone.config, "text-classification", ("a", "b"), "LinearHead", pooling="cls")
+    assert (type(made).__name__, made.pooling) == ("LinearHead", "cls")
+    with pytest.raises(MismatchError, match="the pooling: expected one of mean, cls, last, found 7"):
+        task_model(backbone, backbone.config, "text-classification", ("a", "b"), "LinearHead", pooling=7)
+    with pytest.raises(MismatchError, match="expected LinearHead, found BertForTokenClassification"):
+        task_model(backbone, backbone.config, "token-classification", ("a", "b"), "LinearHead")
+    with pytest.raises(UsageError, match="head 'deep': expected one of native, linear, shared"):
+        task_model(backbone, backbone.config, "text-classification", ("a", "b"), head="deep")
+    seq2seq = load_backbone(base_of("t5"))
+    with pytest.raises(MismatchError, match="a linear head on T5Model: expected an encoder or a decoder"):
+        task_model(seq2seq, seq2seq.config, "text-classification", ("a", "b"), head="linear")
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels"),
+    [
+        ("text-classification", torch.tensor([2, 0])),
+        ("multi-label-classification", torch.tensor([[1.0, 0, 1], [0, 0, 1]])),
+        ("regression", torch.tensor([0.5, -3.0])),
+    ],
+)
+def test_a_linear_head_has_the_loss_of_transformers_own_classes(
+    base_of: MakeBase, kind: str, labels: torch.Tensor
+) -> None:
+    backbone = load_backbone(base_of("roberta"))
+    names = () if kind == "regression" else ("a", "b", "c")
+    linear, native = (task_model(backbone, backbone.config, kind, names, head=head) for head in ("linear", "native"))
+    native.classifier = torch.nn.Sequential(Mean(), linear.classifier)
+    inputs = {"input_ids": torch.tensor([[5, 6, 7], [8, 9, 4]])}
+    ours, theirs = (model.eval()(**inputs, labels=labels) for model in (linear, native))
+    assert torch.equal(ours.logits, theirs.logits)
+    assert torch.equal(ours.loss, theirs.loss)
+
+
+class Mean(torch.nn.Module):
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return states.mean(1)
+
+
+def test_inner_layers_are_the_same_whatever_the_seed(base_of: MakeBase) -> None:
+    backbone = load_backbone(base_of("roberta"))
+
+    def shared(seed: int, labels: int) -> torch.nn.Module:
+        torch.manual_seed(seed)
+        names = [f"class {number}" for number in range(labels)]
+        return task_model(backbone, backbone.config, "text-classification", names, head="shared", lacking=POOLER)
+
+    first, second = shared(0, 2), shared(1, 5)
+    frozen = share_inner(first, POOLER)
+    assert frozen == ("classifier.dense.weight", "classifier.dense.bias")
+    for name in frozen:
+        assert torch.equal(first.get_parameter(name), second.get_parameter(name)), name
+    assert not first.classifier.dense.bias.any()
+    assert first.classifier.dense.weight.std().item() == pytest.approx(32**-0.5, rel=0.05)
+    assert not torch.equal(first.classifier.out_proj.weight, shared(1, 2).classifier.out_proj.weight)
+
+
+def test_a_pooler_that_the_base_lacks_is_an_inner_layer(base_of: MakeBase) -> None:
+    backbone = load_backbone(base_of("bert"))
+    model = task_model(backbone, backbone.config, "regression", (), lacking=POOLER)
+    assert share_inner(model, POOLER) == tuple(f"bert.{name}" for name in POOLER)
+    assert not torch.equal(model.bert.pooler.dense.weight, backbone.pooler.dense.weight)
+    assert share_inner(task_model(backbone, backbone.config, "regression", ())) == ()
+    assert share_inner(task_model(backbone, backbone.config, "token-classification", ("a", "b"))) == ()
+
+
+def test_inner_layers_never_change() -> None:
+    values = fixed_values("classifier.dense.weight", (2, 3))
+    assert values.flatten().tolist() == GOLDEN
+    large = fixed_values("classifier.dense.weight", (256, 192))
+    assert hashlib.sha256(large.numpy().tobytes()).hexdigest() == LARGE
+    assert large.abs().max() <= (3 / 192) ** 0.5
+    assert fixed_values("norm.weight", (4,)).tolist() == [1.0] * 4
 
 
 def test_images_have_a_head_too(base_of: MakeBase) -> None:

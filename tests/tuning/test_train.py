@@ -15,15 +15,17 @@ from deltahub.errors import DataError, MismatchError, StoreError, UsageError
 from deltahub.heads import task_model
 from deltahub.mask import Mask
 from deltahub.resident import Resident
+from deltahub.tuning.choice import mask_for
 from deltahub.tuning.data import Dataset, majority_share
-from deltahub.tuning.loop import last_checkpoint, open_state
+from deltahub.tuning.masks import gradient_mask
 from deltahub.tuning.methods import METHODS
 from deltahub.tuning.settings import Settings
+from deltahub.tuning.state import last_checkpoint, open_state
 from deltahub.tuning.train import Trained, train
 from tests.models import bits
 from tests.tuning.conftest import write_text_base
 
-FAST = Settings(epochs=3, head_lr=3e-2, batch_size=8, max_length=16, seed=1)
+FAST = Settings(epochs=3, lr=3e-2, head_lr=1e-1, batch_size=8, max_length=16, seed=2)
 CREATED = "2026-01-02T03:04:05Z"
 
 
@@ -85,7 +87,7 @@ def test_a_seed_gives_the_same_bits(
 ) -> None:
     again = train(text_base, rows, validation, task="words", mask=mask, settings=FAST, created=CREATED)
     assert again.delta.digest == trained.delta.digest
-    other = replace(FAST, seed=2)
+    other = replace(FAST, seed=3)
     third = train(text_base, rows, validation, task="words", mask=mask, settings=other, created=CREATED)
     assert third.delta.tensors != trained.delta.tensors
 
@@ -96,7 +98,7 @@ def test_a_resumed_run_ends_as_one_without_a_break(
     stop = Interrupted(at="epoch 2")
     with pytest.raises(KeyboardInterrupt):
         train(text_base, rows, validation, task="words", mask=mask, settings=FAST, state=tmp_path, say=stop)
-    assert stop.lines[-1].endswith(f"was interrupted; the epochs that ended are kept in {tmp_path}: resume from there")
+    assert stop.lines[-1].endswith(f"was interrupted; what was done is kept in {tmp_path}: resume from there")
     with pytest.raises(UsageError, match="holds an earlier run; resume it"):
         train(text_base, rows, validation, task="words", mask=mask, settings=FAST, state=tmp_path)
     listen = Interrupted()
@@ -144,7 +146,7 @@ def checkpoints(state: Path) -> list[Path]:
 
 @pytest.mark.parametrize("content", [b"", b"garbage", None])
 @pytest.mark.parametrize(
-    "file", ["masters.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json",
+    "file", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json",
              "sha256.json"],
 )  # fmt: skip
 def test_a_damaged_checkpoint_is_passed_over(state: Path, tmp_path: Path, file: str, content: bytes | None) -> None:
@@ -160,7 +162,7 @@ def test_a_run_whose_best_epoch_is_damaged_starts_anew_and_ends_the_same(
     trained: Trained, text_base: Base, rows: Dataset, validation: Dataset, mask: Mask, state: Path, tmp_path: Path
 ) -> None:
     folder = shutil.copytree(state, tmp_path / "state")
-    (checkpoints(folder)[0] / "masters.safetensors").write_bytes(b"")
+    (checkpoints(folder)[0] / "model.safetensors").write_bytes(b"")
     foreign = folder / "checkpoint-9-backup"
     foreign.mkdir()
     resumed = train(
@@ -210,7 +212,9 @@ def test_a_loss_that_is_no_number_stops_the_training(
     text_base: Base, rows: Dataset, validation: Dataset, mask: Mask
 ) -> None:
     wild = Settings(epochs=1, lr=1e30, head_lr=1e30, warmup=0, max_length=16)
-    with pytest.raises(DataError, match=r"diverged in step \d+: expected a finite loss, found (nan|inf); lower"):
+    with pytest.raises(
+        DataError, match=r"diverged in step \d+: expected a finite loss and outputs, found (nan|inf); lower"
+    ):
         train(text_base, rows, validation, task="words", mask=mask, settings=wild)
 
 
@@ -219,12 +223,15 @@ def test_every_method_changes_what_it_may_and_swaps_in(
     text_base: Base, rows: Dataset, validation: Dataset, method: str
 ) -> None:
     one = Settings(epochs=1, max_length=16)
-    delta = train(text_base, rows, validation, task="words", method=method, settings=one).delta
-    assert (delta.values is not None) == (METHODS[method].recipe is not None)
-    assert all(name.endswith("bias") for name in delta.dense)
-    assert bool(delta.dense) == METHODS[method].biases
+    mask = gradient_mask(text_base, rows.texts[:20]) if method == "gradient" else mask_for(method, text_base, None)
+    delta = train(text_base, rows, validation, task="words", method=method, mask=mask, settings=one).delta
+    how = METHODS[method]
+    assert (delta.values is not None) == (how.mask is not None)
+    assert bool(delta.dense) == (how.whole is not None or how.hiwi == "bias")
+    assert bool(delta.adapter) == (how.hiwi == "weight")
+    assert method == "full" or all(tensor.ndim == 1 for tensor in delta.dense.values())
     assert delta.manifest.method["name"] == method
-    resident = Resident.load(text_base, Mask.rebuild(text_base, delta.manifest.mask) if delta.manifest.mask else None)
+    resident = Resident.load(text_base, mask)
     before = bits(resident.module)
     resident.swap(delta)
     changed = {name for name, tensor in bits(resident.module).items() if not torch.equal(tensor, before[name])}
@@ -266,7 +273,7 @@ def test_one_line_an_epoch_and_nothing_else_is_said(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"epochs": 0}, "epochs: expected 1 or more, found 0"),
+        ({"epochs": 0}, "epochs: expected a whole number, 1 or more, found 0"),
         ({"lr": math.nan}, "lr: expected 0 or more, found nan"),
         ({"lr": -1.0}, "lr: expected 0 or more"),
         ({"warmup": 1.0}, "warmup: expected 0 up to 1"),
@@ -293,8 +300,9 @@ def test_arguments_that_do_not_fit_are_refused(
         train(text_base, rows, validation, task="words", mask=mask, settings=Settings(max_length=33))
     with pytest.raises(UsageError, match="max_length: expected at least 3, or no word is left, found 2"):
         train(text_base, rows, validation, task="words", mask=mask, settings=Settings(max_length=2))
+    other = Dataset("text-classification", ("x",), None, ("other",), ("high", "other"))
     with pytest.raises(UsageError, match="classes of the validation set"):
-        train(text_base, rows, Dataset(("x",), ("other",), ("high", "other")), task="words", mask=mask)
+        train(text_base, rows, other, task="words", mask=mask)
     with pytest.raises(UsageError, match="task name"):
         train(text_base, rows, validation, task="Words!", mask=mask)
 

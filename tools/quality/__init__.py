@@ -1,0 +1,1 @@
+"""Accuracy by stored bytes of every training method against baselines: `run.py`, `table.py`, `plot.py`."""
