@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from deltahub.merge import merge as merge
     from deltahub.predict import Predictor as Predictor
     from deltahub.resident import Resident as Resident
+    from deltahub.task_model import TaskModel as TaskModel
     from deltahub.tuning.settings import Settings as Settings
     from deltahub.tuning.train import train as train
 
@@ -34,6 +35,7 @@ _HOME = {
     "Predictor": "predict",
     "Resident": "resident",
     "Settings": "tuning.settings",
+    "TaskModel": "task_model",
     "TaskVersion": "hub",
     "extract": "convert.extract",
     "materialize": "convert.materialize",

@@ -46,6 +46,7 @@ class DenseSlots:
         self._base = base
         self._binding = binding
         self._slots: dict[str, list[_Slot]] = {}
+        self._own: dict[str, torch.Tensor] = {}
 
     def writes(self, delta: Delta) -> tuple[list[Write], list[Write]]:
         """Writes for every dense tensor and adapter of ``delta``, and the writes that undo them.
@@ -56,17 +57,25 @@ class DenseSlots:
             MismatchError: a tensor that the module lacks, or an adapter that overflows.
         """
         writes, undo = [], []
-        for name, tensor in (delta.dense | materialise_adapter(delta, self._base)).items():
+        adapters = {name: materialised(delta, name, self._own_tensor(name)) for name in adapted(delta)}
+        for name, tensor in (delta.dense | adapters).items():
             for slot in self._slots.get(name) or self._find(name):
                 part = tensor if slot.local is None else tensor.reshape(-1)[slot.local]
                 writes.append(Write(slot.undo.target, part, slot.undo.at))
                 undo.append(slot.undo)
         return writes, undo
 
+    def _own_tensor(self, name: str) -> torch.Tensor:
+        """The base's own tensor, read once."""
+        if name not in self._own:
+            own = self._base.read(name).torch()
+            self._base.check_unchanged()  # what is put back later must be what was bound
+            self._own[name] = own
+        return self._own[name]
+
     def _find(self, name: str) -> list[_Slot]:
         source = self._base.space.by_name[name]
-        own = self._base.read(name).torch()
-        self._base.check_unchanged()  # what is put back later must be what was bound
+        own = self._own_tensor(name)
         slots = []
         for place in self._binding.placements:
             if name not in place.sources:
@@ -91,18 +100,13 @@ def low_rank(weight: torch.Tensor, up: torch.Tensor, down: torch.Tensor) -> torc
     return (weight.float() + up.float() @ down.float()).to(weight.dtype)
 
 
-def materialise_adapter(delta: Delta, base: Base) -> dict[str, torch.Tensor]:
-    """Low-rank factors as the whole tensors that they stand for: W + up @ down, computed once in fp32.
+def materialised(delta: Delta, name: str, weight: torch.Tensor) -> torch.Tensor:
+    """The whole tensor that the factors of ``name`` stand for, on the base's own ``weight``.
 
     Raises:
-        MismatchError: the result has NaN or infinite numbers.
+        MismatchError: it has NaN or infinite numbers.
     """
-    made = {}
-    for name in adapted(delta):
-        weight = base.read(name).torch()
-        base.check_unchanged()
-        up, down = delta.adapter[f"{name}.up"], delta.adapter[f"{name}.down"]
-        made[name] = low_rank(weight, up, down)
-        if not bool(torch.isfinite(made[name]).all()):
-            raise MismatchError(f"the adapter of {name} overflows", hint="the training diverged; do not use this task")
+    made = low_rank(weight, delta.adapter[f"{name}.up"], delta.adapter[f"{name}.down"])
+    if not bool(torch.isfinite(made).all()):
+        raise MismatchError(f"the adapter of {name} overflows", hint="the training diverged; do not use this task")
     return made

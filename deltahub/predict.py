@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from deltahub.answers import Answer, Embedding, Prediction, answers, check_answerable
+from deltahub.answers import Answer, Embedding, Prediction, check_answerable
 from deltahub.checkpoint import Base
 from deltahub.delta import Delta
-from deltahub.encoding import Text, pad, prepare, task_length
+from deltahub.encoding import Text
 from deltahub.errors import NotFoundError, UsageError
 from deltahub.mask import Mask
+from deltahub.task_model import TaskModel
 
 if TYPE_CHECKING:
     from deltahub.resident import Resident
-
-
-@dataclass(frozen=True)
-class _Task:
-    delta: Delta
-    model: Any
-    max_length: int
 
 
 class Predictor:
@@ -49,7 +42,7 @@ class Predictor:
 
         self._tokenizer = load_tokenizer(base)
         self._resident: Resident = Resident(load_backbone(base).to(device), base, mask)
-        self._tasks: dict[str, _Task] = {}
+        self._tasks: dict[str, TaskModel] = {}
 
     @property
     def resident(self) -> Resident:
@@ -68,25 +61,11 @@ class Predictor:
             UsageError: a kind other than those in `answers.KINDS`.
             MismatchError: another base, mask or architecture, a head that does not fit, or ``inputs`` that cannot be.
         """
-        from deltahub.heads import know_padding, load_head, task_model
-
-        manifest = delta.manifest
-        check_answerable(manifest)
-        max_length = task_length(self._tokenizer, self._resident.module.config, manifest)
+        check_answerable(delta.manifest)
         self._fit_mask(delta)
-        self._resident.swap(delta)  # refuses what does not fit before any question is asked
-        backbone = self._resident.module
-        lacking = self._resident.binding.own
-        pooling: Any = manifest.inputs.get("pooling")
-        model = task_model(
-            backbone, backbone.config, manifest.kind, manifest.labels, manifest.architecture, lacking=lacking,
-            pooling=pooling,
-        )  # fmt: skip
-        if manifest.kind != "embeddings":
-            load_head(model, delta.head, lacking)
-            know_padding(model, self._tokenizer)
+        model = TaskModel(self._resident, self._tokenizer, delta)
         self._tasks.pop(delta.task, None)
-        self._tasks[delta.task] = _Task(delta, model.eval(), max_length)
+        self._tasks[delta.task] = model
 
     def predict(
         self,
@@ -121,35 +100,26 @@ class Predictor:
         chosen = self._chosen(task, "embeddings")
         found = self._answers(chosen, texts, None, batch_size)
         if not found:
-            return np.empty((0, chosen.model.config.hidden_size), np.float32)
+            return np.empty((0, chosen.hidden_size), np.float32)
         return np.stack([item.vector for item in found if isinstance(item, Embedding)])
 
     def _answers(
-        self, task: _Task, texts: Sequence[Text], pairs: Sequence[str] | None, batch_size: int
+        self, task: TaskModel, texts: Sequence[Text], pairs: Sequence[str] | None, batch_size: int
     ) -> list[Answer]:
         """Swap, forward, answers; texts of like length go together."""
-        import torch
-
         if batch_size < 1:
             raise UsageError("batch_size", expected="1 or more", got=batch_size)
-        manifest = task.delta.manifest
-        encoded = prepare(self._tokenizer, manifest, texts, pairs, max_length=task.max_length)
+        encoded = task.prepare(texts, pairs)
         if (stamp := self._resident.stamp) is None or stamp.digest != task.delta.digest:
             self._resident.swap(task.delta)
-        device = next(task.model.parameters()).device
         order = sorted(range(len(encoded)), key=lambda row: len(encoded[row].tokens["input_ids"]))
         found: dict[int, Answer] = {}
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            batch = [encoded[row] for row in rows]
-            padded = pad(self._tokenizer, [item.tokens for item in batch])
-            inputs = {name: column.to(device) for name, column in padded.items()}
-            with torch.inference_mode():
-                outputs = task.model(**inputs)
-            found |= dict(zip(rows, answers(manifest.kind, manifest, outputs, inputs, batch), strict=True))
+            found |= dict(zip(rows, task.run([encoded[row] for row in rows]), strict=True))
         return [found[row] for row in range(len(encoded))]
 
-    def _chosen(self, task: str | None, kind: str | None = None) -> _Task:
+    def _chosen(self, task: str | None, kind: str | None = None) -> TaskModel:
         if task is None and not self._tasks:
             raise NotFoundError("no task is loaded", hint="load a delta first")
         name = self.tasks[-1] if task is None else task
@@ -174,3 +144,6 @@ class Predictor:
         mask = Mask.rebuild(resident.base, delta.manifest.mask)
         resident.restore()
         self._resident = Resident(resident.module, resident.base, mask)
+        self._tasks = {
+            name: TaskModel(self._resident, self._tokenizer, task.delta) for name, task in self._tasks.items()
+        }

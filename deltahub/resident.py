@@ -83,6 +83,14 @@ class Resident:
         self._check_usable()
         return self._stamp
 
+    def check(self, delta: Delta) -> None:
+        """Whether `swap` would take ``delta``; nothing is changed.
+
+        Raises:
+            MismatchError: another base, another mask, or tensors that do not fit.
+        """
+        self._prepare(delta)
+
     def swap(self, delta: Delta, version: int | None = None) -> Stamp:
         """Puts ``delta`` in place of whatever is there: one indexed write of k values, and its few dense tensors.
 

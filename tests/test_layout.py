@@ -20,7 +20,7 @@ LAYERS = [
     {"codecs", "stores", "manifest", "space"},
     {"checkpoint_files", "checkpoint", "selection", "mask", "delta", "fit", "records", "rounding"},
     {"backbone", "binding", "layout", "dense", "resident", "heads"}
-    | {"pooling", "linear_head", "shared_head", "encoding", "answers"},
+    | {"pooling", "linear_head", "shared_head", "encoding", "answers", "task_model"},
     {"hub", "pushing", "versions", "garbage", "verification", "report"},
     {"transfer", "tuning", "convert", "merge", "compare", "predict"},
     {"cli"},

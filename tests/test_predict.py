@@ -180,6 +180,7 @@ def test_what_is_no_number_is_never_an_answer(
     delta = deltas["two"] if kind == "classify" else embedder(base, mask)
     predictor = Predictor(base, mask)
     predictor.load(delta)
+    predictor.resident.swap(delta)
     with torch.no_grad():
         predictor.resident.module.get_parameter("encoder.layer.1.output.LayerNorm.bias").fill_(value)
     with pytest.raises(MismatchError, match=f"the task {delta.task} gives NaN or infinity"):

@@ -16,7 +16,7 @@ from deltahub.checkpoint import Base, Progress
 from deltahub.delta import Delta
 from deltahub.errors import UsageError
 from deltahub.files import store_errors, sync_folder, write_atomic
-from deltahub.fit import check_fit
+from deltahub.fit import adapted, check_fit
 from deltahub.mask import Mask
 from deltahub.rawtensor import RawTensor, narrow
 from deltahub.tensorfile import TensorFile
@@ -94,10 +94,8 @@ class _Patch:
         self.head = {} if has_own_head(delta) else delta.raw("head")
         self.dense = delta.raw("dense")
         self.values = delta.tensors.get("values")
-        if delta.raw("adapter"):
-            from deltahub.dense import materialise_adapter
-
-            self.dense |= {name: RawTensor.of_torch(t) for name, t in materialise_adapter(delta, base).items()}
+        self.delta = delta
+        self.adapted = set(adapted(delta))
         self.parts = {tensor.name: part for tensor, part in base.space.split(self.mask.indices)} if self.mask else {}
 
     def read(self, name: str) -> RawTensor:
@@ -105,6 +103,10 @@ class _Patch:
         if canonical in self.dense:
             return self.dense[canonical]
         raw = self.base.read(name)
+        if canonical in self.adapted:
+            from deltahub.dense import materialised
+
+            return RawTensor.of_torch(materialised(self.delta, canonical, raw.torch()))
         if canonical in self.parts and self.mask and self.values:
             part = self.parts[canonical]
             local = self.mask.indices[part] - self.base.space.by_name[canonical].offset

