@@ -225,7 +225,7 @@ class DeltaModel(nn.Module):
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> DeltaModel:
         """Where ``.to()`` and its like come through: masters and model must stay where and what they are."""
-        probe = next(self.parameters()).detach()
+        probe = next(iter(self.model.parameters())).detach()
         if (moved := fn(probe)).device != probe.device or moved.dtype != probe.dtype:
             raise UsageError(
                 "an attached model cannot change its device or dtype", hint="move the model, then attach to it"

@@ -1,0 +1,1 @@
+"""Serving the tasks of a hub from one resident base."""

@@ -1,0 +1,270 @@
+"""The one thread that owns the model: takes batches from the scheduler, swaps, runs, checks whose answers they are."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+from deltahub import DeltahubError, Resident, TaskModel
+from deltahub_serve.scheduler import Batch, Limits, Request, Scheduler
+
+Key = tuple[str, int | None, str]
+"""Task, version and digest."""
+
+
+@dataclass(frozen=True)
+class Answered:
+    """An answer and what it took.
+
+    Attributes:
+        answer: as `deltahub.TaskModel.run` gives it.
+        task, version, digest: whose values were in place, by the resident's stamp.
+        queued, swapped, ran: seconds in the queue, for the swap (0 where the values were in place), and for the pass.
+        rows: requests in the pass.
+    """
+
+    answer: Any
+    task: str
+    version: int | None
+    digest: str
+    queued: float
+    swapped: float
+    ran: float
+    rows: int
+
+
+class Expired(Exception):
+    """The deadline passed while the request was waiting."""
+
+
+class Closed(Exception):
+    """The engine takes no more requests."""
+
+
+@dataclass(frozen=True)
+class _Work:
+    model: TaskModel
+    encoded: Any
+    future: Future[Answered]
+
+
+@dataclass
+class Counters:
+    """What the engine has done since it began; seconds are sums."""
+
+    requests: int = 0
+    passes: int = 0
+    swaps: int = 0
+    failures: int = 0
+    expired: int = 0
+    queue_seconds: float = 0.0
+    swap_seconds: float = 0.0
+    run_seconds: float = 0.0
+
+
+class Engine:
+    """Runs requests of many tasks on one resident.
+
+    ``submit`` may be called from any thread. Nothing else may touch the resident's module while the engine is open.
+
+    Args:
+        resident: owned from now on.
+        limits: see `scheduler.Limits`.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self, resident: Resident, limits: Limits | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.resident = resident
+        self.counters = Counters()
+        self._clock = clock
+        self._condition = threading.Condition()
+        self._scheduler: Scheduler[Key] = Scheduler(limits or Limits(), clock)
+        self._closing = False
+        self._busy_since: float | None = None
+        self._broken: str | None = None
+        self._key: Key | None = None
+        self._thread = threading.Thread(target=self._loop, name="deltahub-engine", daemon=True)
+        self._thread.start()
+
+    def submit(
+        self, model: TaskModel, version: int | None, encoded: Sequence[Any], *, deadline: float | None = None
+    ) -> list[Future[Answered]]:
+        """One future for each of ``encoded``; cancelling one takes it out of the queue.
+
+        Args:
+            model: the task that answers; the engine keeps it until the answer is there.
+            version: its number in a hub.
+            encoded: what ``model.prepare`` gave.
+            deadline: clock time after which `Expired` is the answer.
+
+        Raises:
+            Overloaded: there is no room for all of them; none is taken.
+            Closed: the engine is closing.
+        """
+        delta = model.delta
+        requests = []
+        for item in encoded:
+            work = _Work(model, item, Future())
+            request = Request((delta.task, version, delta.digest), delta.task, len(item.tokens["input_ids"]), work)
+            request.deadline = request.deadline if deadline is None else deadline
+            requests.append(request)
+        with self._condition:
+            if self._closing or self._broken:
+                raise Closed(self._broken or "the server is shutting down")
+            taken = []
+            try:
+                for request in requests:
+                    self._scheduler.submit(request)
+                    taken.append(request)
+            except BaseException:
+                for request in taken:
+                    self._scheduler.cancel(request)
+                raise
+            self._condition.notify()
+        for request in requests:
+            request.payload.future.add_done_callback(lambda future, request=request: self._dropped(future, request))
+        return [request.payload.future for request in requests]
+
+    def set_limits(self, limits: Limits) -> None:
+        """Applies from the next request on."""
+        with self._condition:
+            self._scheduler.limits = limits
+
+    def close(self, *, drain: bool = True, timeout: float | None = None) -> bool:
+        """Takes no more requests; with ``drain`` answers those that wait. False where it did not end in ``timeout``."""
+        with self._condition:
+            self._closing = True
+            if not drain:
+                while (batch := self._scheduler.next_batch()).requests or batch.expired:
+                    for request in (*batch.requests, *batch.expired):
+                        _fail(request, Closed("the server is shutting down"))
+            self._condition.notify()
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    @property
+    def waiting(self) -> int:
+        """Requests in all queues."""
+        return len(self._scheduler)
+
+    @property
+    def key(self) -> Key | None:
+        """Whose values are in place, as of the last pass."""
+        return self._key
+
+    def trouble(self, stuck_after: float) -> str | None:
+        """Why the engine cannot answer any more: broken, dead, or one pass that takes longer than ``stuck_after``."""
+        if self._broken:
+            return self._broken
+        if not self._thread.is_alive() and not self._closing:
+            return "the model's thread has ended"
+        since = self._busy_since
+        if since is not None and self._clock() - since > stuck_after:
+            return f"one pass has taken more than {stuck_after:g} s"
+        return None
+
+    def _dropped(self, future: Future[Answered], request: Request[Key]) -> None:
+        if future.cancelled():
+            with self._condition:
+                self._scheduler.cancel(request)
+
+    def _loop(self) -> None:
+        while True:
+            with self._condition:
+                self._busy_since = None
+                batch = self._scheduler.next_batch(self._key)
+                while batch.key is None and not batch.expired:
+                    if self._closing:
+                        return
+                    self._condition.wait()
+                    batch = self._scheduler.next_batch(self._key)
+                self._busy_since = self._clock()
+            for request in batch.expired:
+                self.counters.expired += 1
+                _fail(request, Expired("the deadline passed while the request was waiting"))
+            if batch.key is not None and not self._run(batch):
+                return
+
+    def _run(self, batch: Batch[Key]) -> bool:
+        """One pass; False where the resident can never be used again."""
+        wanted = [request for request in batch.requests if request.payload.future.set_running_or_notify_cancel()]
+        if not wanted:
+            return True
+        assert batch.key is not None
+        try:
+            self._answer(batch.key, wanted)
+        except DeltahubError as error:
+            return self._failed(batch.key, wanted, error)
+        except Exception as error:  # noqa: BLE001  (torch may fail in any way; the thread must live on)
+            return self._failed(batch.key, wanted, error)
+        return True
+
+    def _failed(self, key: Key, wanted: list[Request[Key]], error: Exception) -> bool:
+        try:
+            _ = self.resident.stamp  # refuses where a write failed half-way
+        except DeltahubError as poison:
+            self._broken = str(poison)
+            with self._condition:
+                left = self._scheduler.next_batch()
+                while left.requests or left.expired:
+                    wanted += [*left.requests, *left.expired]
+                    left = self._scheduler.next_batch()
+            for request in wanted:
+                _fail(request, Closed(self._broken))
+            return False
+        self._key = None
+        self.counters.failures += 1
+        if len(wanted) == 1:
+            _fail(wanted[0], error)
+            return True
+        usable = True
+        for request in wanted:  # one by one: a row must not spoil the others' answers
+            usable = self._retry(key, request)
+        return usable
+
+    def _retry(self, key: Key, request: Request[Key]) -> bool:
+        try:
+            self._answer(key, [request])
+        except Exception as error:  # noqa: BLE001
+            return self._failed(key, [request], error)
+        return True
+
+    def _answer(self, key: Key, wanted: list[Request[Key]]) -> None:
+        start = self._clock()
+        model: TaskModel = wanted[0].payload.model
+        stamp = self.resident.stamp
+        swapped = 0.0
+        if stamp is None or (stamp.task, stamp.version, stamp.digest) != key:
+            stamp = self.resident.swap(model.delta, key[1])
+            swapped = self._clock() - start
+            self.counters.swaps += 1
+        found = model.run([request.payload.encoded for request in wanted])
+        ran = self._clock() - start - swapped
+        self._key = (stamp.task, stamp.version, stamp.digest)
+        assert self._key == key
+        with self._condition:
+            self._scheduler.took(len(wanted), ran + swapped)
+        self._count(wanted, start, swapped, ran)
+        for request, answer in zip(wanted, found, strict=True):
+            queued = start - request.arrived
+            request.payload.future.set_result(Answered(answer, *key, queued, swapped, ran, len(wanted)))
+
+    def _count(self, wanted: list[Request[Key]], start: float, swapped: float, ran: float) -> None:
+        counters = self.counters
+        counters.requests += len(wanted)
+        counters.passes += 1
+        counters.swap_seconds += swapped
+        counters.run_seconds += ran
+        counters.queue_seconds += sum(start - request.arrived for request in wanted)
+
+
+def _fail(request: Request[Key], error: Exception) -> None:
+    future: Future[Answered] = request.payload.future
+    if future.running() or future.set_running_or_notify_cancel():
+        future.set_exception(error)

@@ -1,0 +1,224 @@
+"""Names to loaded tasks, over a real hub in a folder."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from deltahub_serve.library import Library, LibrarySettings, hub_trouble
+
+from deltahub import Base, Delta, Hub, Mask, Resident, TaskModel
+from deltahub.errors import IntegrityError, MismatchError, NotFoundError, UsageError
+from deltahub.heads import load_tokenizer
+from tests.tasks import random_task
+from tests.tuning.conftest import write_text_base
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
+    return write_text_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def mask(base: Base) -> Mask:
+    return Mask.build(base, 0.05)
+
+
+@pytest.fixture(scope="module")
+def resident(base: Base, mask: Mask) -> Resident:
+    return Resident.load(base, mask)
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Hub:
+    return Hub.open(tmp_path / "hub")
+
+
+class Loads:
+    """Counts what is loaded, by task and digest."""
+
+    def __init__(self, resident: Resident) -> None:
+        self.resident = resident
+        self.tokenizer = load_tokenizer(resident.base)
+        self.counts: Counter[str] = Counter()
+
+    def __call__(self, delta: Delta) -> TaskModel:
+        self.counts[delta.digest] += 1
+        return TaskModel(self.resident, self.tokenizer, delta)
+
+
+@pytest.fixture
+def loads(resident: Resident) -> Loads:
+    return Loads(resident)
+
+
+@pytest.fixture
+def library(hub: Hub, loads: Loads) -> Iterator[Library]:
+    made = Library(hub, loads, clock=Clock())
+    yield made
+    made.close()
+
+
+def push(hub: Hub, base: Base, mask: Mask, seed: int, task: str = "sst2", tags: tuple[str, ...] = ()) -> Delta:
+    delta = random_task(base, mask, kind="text-classification", seed=seed, task=task)
+    hub.push(delta, tags=tags)
+    return delta
+
+
+def version(library: Library, name: str) -> int:
+    return library.get(name).result(60).version
+
+
+def test_a_name_a_number_and_a_tag(library: Library, hub: Hub, base: Base, mask: Mask) -> None:
+    push(hub, base, mask, 1, tags=("prod",))
+    push(hub, base, mask, 2)
+    assert [version(library, name) for name in ("sst2", "sst2@1", "sst2:prod")] == [2, 1, 1]
+    with pytest.raises(NotFoundError, match="sst3"):
+        version(library, "sst3")
+    with pytest.raises(UsageError, match="task name"):
+        version(library, "../x")
+
+
+def test_all_who_ask_at_once_wait_for_one_load(
+    library: Library, hub: Hub, base: Base, mask: Mask, loads: Loads
+) -> None:
+    push(hub, base, mask, 1)
+    start = threading.Barrier(8)
+
+    def ask(_: int) -> int:
+        start.wait()
+        return version(library, "sst2")
+
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(ask, range(8))) == {1}
+    assert list(loads.counts.values()) == [1]
+
+
+def test_a_push_and_a_moved_tag_are_seen_at_the_next_refresh(
+    library: Library, hub: Hub, base: Base, mask: Mask
+) -> None:
+    push(hub, base, mask, 1, tags=("prod",))
+    held = library.get("sst2").result(60)
+    assert version(library, "sst2:prod") == 1
+    push(hub, base, mask, 2)
+    assert version(library, "sst2") == 1
+    assert library.refresh() == ["sst2"]
+    assert version(library, "sst2") == 2
+    hub.tag("sst2", 2, "prod")
+    assert library.refresh() == ["sst2:prod"]
+    hub.tag("sst2", 1, "prod")
+    library.refresh()
+    assert version(library, "sst2:prod") == 1
+    assert held.version == 1
+
+
+def damage(hub: Hub, reference: str, folder: Path) -> None:
+    blob = hub.version(reference).sections[-1].data.blob
+    path = next(path for path in folder.rglob(f"*{blob[2:]}*"))
+    path.write_bytes(b"x" * path.stat().st_size)
+
+
+def test_a_damaged_version_never_displaces_a_good_one(
+    library: Library, hub: Hub, base: Base, mask: Mask, tmp_path: Path, loads: Loads
+) -> None:
+    push(hub, base, mask, 1)
+    assert version(library, "sst2") == 1
+    push(hub, base, mask, 2)
+    damage(hub, "sst2@2", tmp_path / "hub")
+    assert library.refresh() == []
+    assert version(library, "sst2") == 1
+    assert "sst2" in library.trouble
+    with pytest.raises(IntegrityError):
+        version(library, "sst2@2")
+    fresh = Library(hub, loads)
+    assert version(fresh, "sst2") == 1
+    assert "sst2@1 answers in its place" in fresh.trouble["sst2"]
+    fresh.close()
+    push(hub, base, mask, 3)
+    library.refresh()
+    assert version(library, "sst2") == 3
+    assert library.trouble == {}
+
+
+def test_a_hub_that_has_gone_leaves_what_is_loaded(
+    library: Library, hub: Hub, base: Base, mask: Mask, tmp_path: Path
+) -> None:
+    push(hub, base, mask, 1)
+    assert version(library, "sst2") == 1
+    (tmp_path / "hub").rename(tmp_path / "away")
+    (tmp_path / "hub").write_text("no folder any more")
+    library.refresh()
+    assert version(library, "sst2") == 1
+    assert hub_trouble(hub) is not None
+    (tmp_path / "hub").unlink()
+    (tmp_path / "away").rename(tmp_path / "hub")
+    library.refresh()
+    assert (version(library, "sst2"), library.trouble) == (1, {})
+
+
+def test_a_removed_task_is_not_answered_after_the_refresh(library: Library, hub: Hub, base: Base, mask: Mask) -> None:
+    push(hub, base, mask, 1)
+    version(library, "sst2")
+    hub.remove("sst2")
+    library.refresh()
+    with pytest.raises(NotFoundError):
+        version(library, "sst2")
+
+
+def test_a_failure_is_remembered_for_a_while(hub: Hub, base: Base, mask: Mask, loads: Loads) -> None:
+    clock = Clock()
+    library = Library(hub, loads, LibrarySettings(remember=2.0), clock)
+    with pytest.raises(NotFoundError):
+        version(library, "sst2")
+    push(hub, base, mask, 1)
+    with pytest.raises(NotFoundError):
+        version(library, "sst2")
+    clock.now = 2.0
+    assert version(library, "sst2") == 1
+    library.close()
+
+
+def test_the_budget_keeps_the_latest_used_and_what_is_pinned(hub: Hub, base: Base, mask: Mask, loads: Loads) -> None:
+    for number, task in enumerate(("a", "b", "c", "d")):
+        push(hub, base, mask, number, task=task)
+    size = Library(hub, loads).get("a").result(60).size
+    library = Library(hub, loads, LibrarySettings(budget=2 * size + size // 2))
+    library.pin("a")
+    for task in ("b", "c", "d"):
+        version(library, task)
+    assert [loaded.task for loaded in library.loaded()] == ["a", "d"]
+    assert version(library, "b") == 1
+    assert library.evict() == 1
+    assert [loaded.task for loaded in library.loaded()] == ["a"]
+    library.unpin("a")
+    assert library.evict("a") == 1
+    library.close()
+
+
+def test_traffic_is_split_by_shares(hub: Hub, base: Base, mask: Mask, loads: Loads) -> None:
+    for seed in (1, 2):
+        push(hub, base, mask, seed)
+    library = Library(hub, loads, LibrarySettings(splits={"sst2": {1: 0.8, 2: 0.2}}))
+    library._choose.seed(0)
+    found = Counter(version(library, "sst2") for _ in range(400))
+    assert 0.7 < found[1] / 400 < 0.9
+    assert version(library, "sst2@2") == 2
+    library.close()
+
+
+def test_a_task_that_does_not_fit_the_base_is_refused(library: Library, hub: Hub, base: Base, tmp_path: Path) -> None:
+    other = Mask.build(base, 0.03)
+    hub.push(random_task(base, other, kind="embeddings", seed=1, task="odd"))
+    with pytest.raises(MismatchError, match="aligned to another mask"):
+        version(library, "odd")
