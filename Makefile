@@ -4,10 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench quality clean
 .DEFAULT_GOAL := test
 
-demo: $(READY)  ## train, push, pull, swap and predict three real tasks on a real base (about three minutes)
+demo: $(READY)  ## train, push, pull, swap and predict four real tasks on a real base (about three minutes)
 	$(BIN)/python tools/demo.py
 
 test: $(READY)  ## all tests
@@ -19,7 +19,12 @@ lint: $(READY)  ## formatter, linter, strict types
 	$(BIN)/mypy
 
 bench: $(READY)  ## every benchmark in its short form; tools/README.md says what each measures
-	for bench in mask codecs hub swap; do $(BIN)/python tools/bench_$$bench.py --quick || exit 1; done
+	for bench in mask codecs hub swap tuning; do $(BIN)/python tools/bench_$$bench.py --quick || exit 1; done
+
+quality: $(READY)  ## accuracy by stored bytes, every method; takes hours; DELTAHUB_DATA holds TASK/{train,validation,test}.jsonl
+	$(BIN)/python tools/quality/run.py
+	$(BIN)/python tools/quality/table.py quality.jsonl
+	$(BIN)/python tools/quality/plot.py quality.jsonl
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

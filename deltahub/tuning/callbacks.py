@@ -16,15 +16,23 @@ Progress = Callable[[int, int], None]
 
 
 class Stopper(TrainerCallback):  # type: ignore[misc]  # transformers is not type-checked
-    """Interrupts between two steps, after ``save``, once ``stop`` is set. It comes after all other callbacks."""
+    """Interrupts between two steps, after ``save``, once ``stop`` is set. It comes after all other callbacks.
+
+    After the last step of an epoch it waits until the epoch has been scored and saved, or it would never be scored.
+    """
 
     def __init__(self, stop: threading.Event, save: Callable[[], None]) -> None:
         self._stop = stop
         self._save = save
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._stop.is_set():
+        per_epoch = state.max_steps // state.num_train_epochs
+        if self._stop.is_set() and state.global_step % per_epoch:
             self._save()
+            raise KeyboardInterrupt
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._stop.is_set():
             raise KeyboardInterrupt
 
 
@@ -74,7 +82,7 @@ class EpochLines(TrainerCallback):  # type: ignore[misc]
         epoch = round(state.epoch)
         found = {name[5:]: value for name, value in metrics.items() if name.startswith("eval_")}
         self.history.append({"epoch": epoch, "loss": loss, **found})
-        second = "  macro F1 {:.4f}".format(found["macro_f1"]) if "macro_f1" in found else ""
+        second = "  macro F1 {:.4f}".format(found["macro_f1"]) if "macro_f1" in found.keys() - {self.primary} else ""
         self.say(
             f"epoch {epoch}/{self.epochs}  loss {loss:.4f}  validation {self.primary.replace('_', ' ')} "
             f"{found[self.primary]:.4f}{second}  {time.perf_counter() - self._started:.1f} s  "
