@@ -16,7 +16,7 @@ import torch
 from deltahub.checkpoint import Base
 from tests.models import write_base
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 MakeBase = Callable[..., Base]
 

@@ -109,6 +109,7 @@ def _train(options: argparse.Namespace) -> None:
     state: Path = options.state or options.output.with_name(f"{options.output.name}.state")
     if state.exists() and any(state.iterdir()) and not options.resume:
         raise UsageError(f"{state} holds an earlier run", hint="go on with it by --resume, or delete it to start anew")
+    ours = not state.exists()
     try:
         with common.progress("train", "step") as show:
             trained = train(
@@ -119,7 +120,7 @@ def _train(options: argparse.Namespace) -> None:
     except KeyboardInterrupt:
         raise
     except BaseException:
-        if options.state is None and state.is_dir() and not any(state.glob("checkpoint-*")):
+        if ours and state.is_dir() and not any(state.glob("checkpoint-*")):
             shutil.rmtree(state)  # nothing was done yet that could be gone on with
         raise
     path = _save(trained.delta, options.output)

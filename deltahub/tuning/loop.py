@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import PrinterCallback, Trainer, TrainingArguments, get_linear_schedule_with_warmup
 
-from deltahub.errors import DataError, StoreError
+from deltahub.errors import DataError, MismatchError, StoreError
 from deltahub.pooling import default_pooling
 from deltahub.tuning import state
 from deltahub.tuning.batches import Collator, Example, LengthGrouped, examples
@@ -116,10 +116,16 @@ def fit(
 
 def recompute(trainee: nn.Module) -> None:
     """Lets transformers recompute activations in the backward pass instead of keeping them."""
-    if hasattr(trainee, "activation_checkpointing_enable"):
-        trainee.activation_checkpointing_enable()  # type: ignore[operator]
-    else:  # its name in older releases
-        trainee.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+    own = getattr(trainee, "model", trainee)
+    names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")  # the second one in older releases
+    for module in (trainee, *own.modules()):  # a linear head is no transformers class, but its backbone is
+        if hasattr(module, names[0]):
+            module.activation_checkpointing_enable()
+            return
+        if hasattr(module, names[1]):
+            module.gradient_checkpointing_enable({"use_reentrant": False})
+            return
+    raise MismatchError(f"{type(own).__name__} cannot recompute activations", hint="train without checkpointing")
 
 
 def _objective(trainee: nn.Module, rows: Dataset, settings: Settings) -> Objective:

@@ -13,6 +13,7 @@ tasks:
 from __future__ import annotations
 
 import difflib
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -25,8 +26,10 @@ from deltahub.errors import DataError, DeltahubError, UsageError
 from deltahub.hub import Hub
 from deltahub.mask import Mask
 from deltahub.names import check_tag, check_task, names_like
+from deltahub.rounding import check_rounding
 from deltahub.tuning import data
 from deltahub.tuning.callbacks import Progress, Say
+from deltahub.tuning.data.dataset import check_kind
 from deltahub.tuning.metrics import primary
 from deltahub.tuning.settings import Settings
 from deltahub.tuning.train import identity, train
@@ -110,6 +113,8 @@ def read_plan(
     defaults = _mapping(document.get("defaults") or {}, f"{path}: defaults")
     _known(defaults, _SHARED, f"{path}: defaults")
     tasks = _mapping(document.get("tasks"), f"{path}: tasks")
+    if not tasks:
+        raise DataError(f"{path}: tasks", expected="at least one task", got="none")
     jobs = tuple(_job(path, str(name), entry, defaults) for name, entry in tasks.items())
     wanted = {name for pattern in only for name in names_like(pattern, [job.task for job in jobs])}
     if not wanted:
@@ -154,7 +159,7 @@ def _run(
     say: Say,
     progress: Progress | None,
 ) -> Row:
-    columns = {name: job.options[name] for name in _COLUMNS if name in job.options}
+    columns = {name: job.options[name] for name in _COLUMNS if job.options.get(name) is not None}
     settings = job.settings
     rows, validation = data.load(job.files["data"], job.files.get("validation"), **columns, seed=settings.seed)
     test = data.read(job.files["test"], **columns, names=rows.names) if "test" in job.files else None
@@ -167,9 +172,11 @@ def _run(
     if delta is None:
         delta = train(
             base, rows, validation, test=test, task=job.task, mask=made, method=job.method, settings=settings,
-            state=plan.output / f".{job.task}.state", resume=True, device=device, say=say, progress=progress,
+            state=plan.output / f".{job.task}.{run[:12]}.state", resume=True, device=device, say=say, progress=progress,
         ).delta  # fmt: skip
         delta.save(path)
+        for state in plan.output.glob(f".{job.task}.{'?' * 12}.state"):  # this run's, and what others left behind
+            shutil.rmtree(state, ignore_errors=True)
         seconds = time.perf_counter() - start
     version, stored = _push(hub, delta, made, job)
     score = primary(rows.kind, rows.names)
@@ -223,6 +230,12 @@ def _job(path: Path, name: str, entry: object, defaults: Mapping[str, Any]) -> J
         for tag in tags:
             check_tag(str(tag))
         methods_named(str(options.get("method", "pafi")))
+        check_kind(options.get("kind") or "text-classification")
+        for what_of in ("values", "head_values"):
+            check_rounding(what_of, options.get(what_of, "exact"))
+        for column in ("text", "text_pair", "label"):
+            if not isinstance(options.get(column) or "", str):
+                raise UsageError(column, expected="the name of a column", got=options[column])
         job = Job(name, {key: path.parent / str(own[key]) for key in _OWN if own.get(key)}, options)
         _ = job.settings
     except (UsageError, TypeError) as error:

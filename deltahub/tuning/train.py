@@ -28,7 +28,7 @@ from deltahub.pooling import default_pooling
 from deltahub.resident import Resident
 from deltahub.tuning.callbacks import Progress, Say
 from deltahub.tuning.choice import Adapters, mask_for
-from deltahub.tuning.data import Dataset, majority_share
+from deltahub.tuning.data import Dataset, class_weights, majority_share
 from deltahub.tuning.delta_model import DeltaModel
 from deltahub.tuning.loop import fit
 from deltahub.tuning.metrics import check_installed, primary
@@ -113,6 +113,8 @@ def train(
     check_installed()
     for other, what in ((validation, "validation"), (test, "test")):
         _check_rows(rows, other, what)
+    if settings.class_weights == "balanced":
+        class_weights(rows)  # refuses a kind that has none before anything is loaded
     mask = mask_for(method, base, mask)
     with _folder(state) as folder, quiet():
         run = _run(base, mask, method, settings, rows, validation)
