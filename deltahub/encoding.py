@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ Text = str | Sequence[str]
 Example = dict[str, list[int]]
 """A tokenizer's columns (``input_ids``, ``attention_mask``, ...) for one text, without padding."""
 
+_TOKENIZING = threading.Lock()
 _CHUNK = re.compile(r"\S+")
 
 
@@ -89,7 +91,8 @@ def task_length(tokenizer: PreTrainedTokenizerBase, config: Any, manifest: Manif
     Raises:
         MismatchError: they say what cannot be.
     """
-    longest, shortest = longest_input(tokenizer, config), shortest_input(tokenizer)
+    longest = longest_input(tokenizer, config)
+    shortest = shortest_input(tokenizer, manifest.inputs.get("pair") is True)
     length = manifest.inputs.get("max_length", longest)
     if type(length) is not int or not shortest <= length <= longest:
         raise MismatchError(
@@ -186,7 +189,8 @@ def _tokenize(
     """A BatchEncoding; an empty dictionary where there is no text."""
     if not texts:
         return {}
-    found = tokenizer(texts, pairs, truncation=True, max_length=max_length, **extra)
+    with _TOKENIZING:  # a fast tokenizer keeps the length to cut to: another thread's call would change it
+        found = tokenizer(texts, pairs, truncation=True, max_length=max_length, **extra)
     for number, ids in enumerate(found["input_ids"], start=1):
         if not ids:  # a tokenizer without special tokens, and an empty text
             raise UsageError(f"text {number} of {len(texts)}", expected="at least one token", got="none")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import threading
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,12 @@ HEADS = ("native", "linear", "shared")
 """The head of the transformers class; one linear layer; the native one with inner layers that all tasks share."""
 
 _POOLED = ("text-classification", "multi-label-classification", "regression")
+_POSITIONS_AFTER_PADDING = (
+    "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "data2vec-text", "ibert", "mpnet",
+    "xmod", "luke", "esm", "longformer",
+)  # fmt: skip
+"""Models that count positions from the padding token's number on, and so take fewer than they have."""
+_DTYPE = threading.Lock()
 _VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken", "tekken.json")
 
 
@@ -66,14 +73,17 @@ def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def shortest_input(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The fewest tokens that a text can be cut to: its special tokens and one of its own."""
-    return int(tokenizer.num_special_tokens_to_add()) + 1
+def shortest_input(tokenizer: PreTrainedTokenizerBase, pair: bool = False) -> int:
+    """The fewest tokens that a text, or a pair, can be cut to: the special tokens and one of each text."""
+    return int(tokenizer.num_special_tokens_to_add(pair=pair)) + (2 if pair else 1)
 
 
 def longest_input(tokenizer: PreTrainedTokenizerBase, config: Any) -> int:
     """The most tokens that a model takes, as far as its tokenizer and config say."""
-    known = [tokenizer.model_max_length, getattr(config, "max_position_embeddings", None)]
+    positions = getattr(config, "max_position_embeddings", None)
+    if isinstance(positions, int) and config.model_type in _POSITIONS_AFTER_PADDING:
+        positions -= (config.pad_token_id or 0) + 1
+    known = [tokenizer.model_max_length, positions]
     return min([size for size in known if isinstance(size, int) and 0 < size < 1 << 30], default=1 << 30)
 
 
@@ -215,8 +225,9 @@ def _empty_native(config: Any, kind: str, backbone: nn.Module) -> nn.Module:
     import transformers
 
     try:
-        with torch.device("meta"):
-            model: nn.Module = getattr(transformers, _AUTO[kind]).from_config(config)
+        # transformers sets torch's default dtype to the config's meanwhile, which other threads would see
+        with _DTYPE, torch.device("meta"):
+            model: nn.Module = getattr(transformers, _AUTO[kind]).from_config(config, dtype=torch.get_default_dtype())
     except ValueError:
         raise MismatchError(f"{type(backbone).__name__} has no model for {kind}", hint="choose another base") from None
     return model
@@ -230,8 +241,9 @@ def _empty_linear(config: Any, like: nn.Module, pooling: str | None) -> nn.Modul
     from deltahub.linear_head import LinearHead
 
     has_pooler = "add_pooling_layer" in inspect.signature(type(like)).parameters
-    with torch.device("meta"):
-        backbone = AutoModel.from_config(config, **({"add_pooling_layer": False} if has_pooler else {}))
+    with _DTYPE, torch.device("meta"):
+        own: dict[str, Any] = {"add_pooling_layer": False} if has_pooler else {}
+        backbone = AutoModel.from_config(config, dtype=torch.get_default_dtype(), **own)
         return LinearHead(backbone, config, default_pooling(config) if pooling is None else pooling)
 
 

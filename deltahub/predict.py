@@ -62,8 +62,11 @@ class Predictor:
             MismatchError: another base, mask or architecture, a head that does not fit, or ``inputs`` that cannot be.
         """
         check_answerable(delta.manifest)
-        self._fit_mask(delta)
-        model = TaskModel(self._resident, self._tokenizer, delta)
+        resident = self._fitting(delta)
+        model = TaskModel(resident, self._tokenizer, delta)
+        if resident is not self._resident:
+            others = {name: TaskModel(resident, self._tokenizer, task.delta) for name, task in self._tasks.items()}
+            self._resident, self._tasks = resident, others
         self._tasks.pop(delta.task, None)
         self._tasks[delta.task] = model
 
@@ -130,8 +133,8 @@ class Predictor:
             raise UsageError(f"task {name!r}", expected=f"kind {kind}", got=found)
         return chosen
 
-    def _fit_mask(self, delta: Delta) -> None:
-        """Binds the backbone to the delta's mask where it has none yet; every other mask is refused by the swap."""
+    def _fitting(self, delta: Delta) -> Resident:
+        """The backbone bound to the delta's mask where it has none yet; every other mask is refused by the task."""
         from deltahub.resident import Resident
 
         resident = self._resident
@@ -140,10 +143,7 @@ class Predictor:
             or resident.mask is not None
             or delta.manifest.base.digest != resident.base.digest
         ):
-            return
+            return resident
         mask = Mask.rebuild(resident.base, delta.manifest.mask)
         resident.restore()
-        self._resident = Resident(resident.module, resident.base, mask)
-        self._tasks = {
-            name: TaskModel(self._resident, self._tokenizer, task.delta) for name, task in self._tasks.items()
-        }
+        return Resident(resident.module, resident.base, mask)

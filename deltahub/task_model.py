@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from deltahub.answers import Answer, answers, check_answerable
 from deltahub.delta import Delta
 from deltahub.encoding import Encoded, Text, pad, prepare, task_length
-from deltahub.errors import ResidentError
+from deltahub.errors import MismatchError, ResidentError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,6 +39,7 @@ class TaskModel:
         check_answerable(manifest)
         backbone = resident.module
         self.max_length = task_length(tokenizer, backbone.config, manifest)
+        _check_labels(delta)
         resident.check(delta)  # refuses what does not fit before any question is asked
         lacking = resident.binding.own
         pooling: Any = manifest.inputs.get("pooling")
@@ -96,3 +97,13 @@ class TaskModel:
                 f"{self.delta.task} was asked while other values are in place", expected=self.delta.digest[:16],
                 got="the base" if stamp is None else f"{stamp.task} {stamp.digest[:16]}", hint="swap it in first",
             )  # fmt: skip
+
+
+def _check_labels(delta: Delta) -> None:
+    """Before memory is taken for a head of so many labels: the delta must have that many rows of one."""
+    labels = len(delta.manifest.labels)
+    if labels and not any(raw.shape[:1] == (labels,) for raw in delta.raw("head").values()):
+        raise MismatchError(
+            f"the head of {delta.task}", expected=f"a tensor of {labels:,} rows, one for each label",
+            got=", ".join(f"{name} {raw.shape}" for name, raw in list(delta.raw("head").items())[:4]) or "no head",
+        )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import torch
@@ -55,7 +56,7 @@ CONFIGS: dict[str, PreTrainedConfig] = {
 def write_base(folder: Path, architecture: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> Path:
     """A checkpoint of the bare model with random weights and biases (no two tensors equal)."""
     torch.manual_seed(seed)
-    model = AutoModel.from_config(CONFIGS[architecture])
+    model = AutoModel.from_config(copy.deepcopy(CONFIGS[architecture]))  # saving notes a dtype in it
     randomise(model)
     model.to(dtype).save_pretrained(folder)
     return folder

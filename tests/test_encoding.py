@@ -9,6 +9,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from deltahub.backbone import load_backbone
 from deltahub.checkpoint import Base
 from deltahub.encoding import encode, encode_words, pad, word_ids
 from deltahub.errors import MismatchError, UsageError
@@ -135,3 +136,29 @@ def test_the_real_tokenizer_finds_words(real_base: Base) -> None:
     found = [word.text for word in item.words]
     assert found == ["Angela", "Merkel", "'", "s", "unbelievability", ",", "in", "Berlin", "."]
     assert [text[word.start : word.end] for word in item.words] == found
+
+
+def test_many_threads_may_cut_to_different_lengths_with_one_tokenizer(tmp_path: Path) -> None:
+    """A fast tokenizer keeps the length to cut to in itself."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    tokenizer = load_tokenizer(write_text_base(tmp_path))
+    text = " ".join(["w1"] * 40)
+
+    def cut(number: int) -> bool:
+        length = (4, 20)[number % 2]
+        return all(len(row["input_ids"]) == length for row in encode(tokenizer, [text] * 3, max_length=length))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(cut, range(400)))
+
+
+def test_a_model_that_counts_positions_from_its_padding_on_takes_fewer(tmp_path: Path) -> None:
+    from deltahub.heads import longest_input, shortest_input
+
+    roberta = write_text_base(tmp_path, "roberta")
+    tokenizer = load_tokenizer(roberta)
+    tokenizer.model_max_length = 1 << 62
+    config = load_backbone(roberta).config
+    assert longest_input(tokenizer, config) == config.max_position_embeddings - config.pad_token_id - 1
+    assert shortest_input(tokenizer, pair=True) == tokenizer.num_special_tokens_to_add(pair=True) + 2

@@ -8,6 +8,7 @@ from typing import Any
 
 from deltahub.checkpoint import Base
 from deltahub.errors import MismatchError, UsageError
+from deltahub.manifest import REBUILDABLE
 from deltahub.mask import Mask
 from deltahub.resident import Resident
 from deltahub.tuning import tensors
@@ -64,15 +65,12 @@ def mask_for(method: str, base: Base, mask: Mask | None) -> Mask | None:
             raise UsageError(f"the mask for method {method!r}", expected=f"recipe {recipe}", got=found)
         mask.check_base(base)
         return mask
-    if recipe == "gradient":
+    if recipe is not None and recipe not in REBUILDABLE:
+        how = "--recipe gradient --texts FILE" if recipe == "gradient" else f"--recipe {recipe}"
         raise UsageError(
-            "method 'gradient' needs its mask", hint="make one with `deltahub mask build BASE --recipe gradient "
-            "--texts FILE` and share it among all tasks",
-        )  # fmt: skip
-    if recipe == "lift":
-        from deltahub.tuning.masks import lift_mask
-
-        return lift_mask(base)
+            f"method {method!r} needs its mask, which nothing can make again",
+            hint=f"make one with `deltahub mask build BASE {how} -o FILE` and share it among all tasks",
+        )
     return Mask.build(base, recipe=recipe) if recipe else None
 
 

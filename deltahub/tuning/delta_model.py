@@ -144,9 +144,9 @@ class DeltaModel(nn.Module):
         return [group for group in groups if group["params"]]
 
     def _rate(self, what: str) -> float:
-        """The learning rate of the first method that trains a mask, whole tensors or an adapter; else of the first."""
+        """The learning rate of the first method that trains a mask, whole tensors or an adapter; else the largest."""
         methods = methods_named(self.method)
-        return next((method.lr for method in methods if getattr(method, what)), methods[0].lr)
+        return next((method.lr for method in methods if getattr(method, what)), max(method.lr for method in methods))
 
     @property
     def trained_parameters(self) -> int:
@@ -201,6 +201,8 @@ class DeltaModel(nn.Module):
                 raise UsageError("export needs a name for the task", hint="give task= or a path")
             task = Path(path).stem.lower()
         self.write()
+        if self.hiwi is not None:
+            self.hiwi.settle()
         how: dict[str, Plain] = {"name": self.method, "trained_parameters": self.trained_parameters}
         if self.hiwi is not None:
             how |= {"bottleneck": self.adapters.bottleneck, "activation": self.adapters.activation}
@@ -254,7 +256,9 @@ class DeltaModel(nn.Module):
     def _factors(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         if self.hiwi is None:
             return {}
-        return {name: self.hiwi.factors(name) for name, target in self.hiwi.targets() if target.ndim == 2}
+        matrices = [name for name, target in self.hiwi.targets() if target.ndim == 2]
+        factors = {name: self.hiwi.factors(name) for name in matrices}
+        return {name: (up.cpu(), down.cpu()) for name, (up, down) in factors.items()}
 
 
 def _head(model: nn.Module, resident: Resident) -> Tensors:

@@ -84,6 +84,14 @@ class HiWi(Part):
         base = self._bases[self.names.index(name)]
         return self._f(_rows(base).float() @ self.down[slashed(name)]), self.up[slashed(name)].detach()
 
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Makes the model's tensors what the CPU computes of the factors, as whoever loads them will."""
+        for name, target, base in zip(self.names, self._targets, self._bases, strict=True):
+            if target.device.type != "cpu":
+                up, down = (factor.cpu() for factor in self.factors(name))
+                target.data.copy_(low_rank(_rows(base).cpu(), up, down).view_as(target))
+
     def _hook(self, name: str, base: torch.Tensor) -> Hook:
         down, up = self.down[slashed(name)], self.up[slashed(name)]
 

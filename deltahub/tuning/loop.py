@@ -110,7 +110,12 @@ def fit(
             say(f"the training diverged in step {error.step}: the best epoch before is kept; lower the learning rates")
     metrics = trainer.best_metrics()
     if test is not None:
-        metrics |= trainer.test_metrics(examples(tokenizer, test, settings.max_length))
+        try:
+            metrics |= trainer.test_metrics(examples(tokenizer, test, settings.max_length))
+        except _Diverged:
+            raise DataError(
+                "the trained task gives NaN or infinity on test rows", hint="lower the learning rates"
+            ) from None
     return Fitted(metrics, lines.history, lines.step_seconds, diverged)
 
 

@@ -26,9 +26,11 @@ from deltahub.errors import DataError, DeltahubError, UsageError
 from deltahub.hub import Hub
 from deltahub.mask import Mask
 from deltahub.names import check_tag, check_task, names_like
-from deltahub.rounding import check_rounding
+from deltahub.records import VersionRecord
+from deltahub.rounding import check_rounding, round_delta
 from deltahub.tuning import data
 from deltahub.tuning.callbacks import Progress, Say
+from deltahub.tuning.choice import mask_for
 from deltahub.tuning.data.dataset import check_kind
 from deltahub.tuning.metrics import primary
 from deltahub.tuning.settings import Settings
@@ -139,10 +141,13 @@ def train_many(plan: Plan, base: Base, *, device: str = "cpu", say: Say, progres
     hub = Hub.open(plan.hub) if plan.hub else None
     plan.output.mkdir(parents=True, exist_ok=True)
     rows = []
+    masks: dict[str, Mask | None] = {}
     for number, job in enumerate(plan.jobs, start=1):
         say(f"[{number}/{len(plan.jobs)}] {job.task}")
         try:
-            rows.append(_run(plan, job, base, mask, hub, device, say, progress))
+            if job.method not in masks:
+                masks[job.method] = mask_for(job.method, base, mask if _uses_mask(job.method) else None)
+            rows.append(_run(plan, job, base, masks[job.method], hub, device, say, progress))
         except DeltahubError as error:
             say(f"{job.task}: failed: {error}")
             rows.append(Row(job.task, job.method, error=str(error)))
@@ -165,20 +170,19 @@ def _run(
     test = data.read(job.files["test"], **columns, names=rows.names) if "test" in job.files else None
     path = plan.output / f"{job.task}.delta"
     start = time.perf_counter()
-    made = mask if _uses_mask(job.method) else None
-    run = identity(base, made, job.method, settings, rows, validation, test)
+    run = identity(base, mask, job.method, settings, rows, validation, test)
     delta = _done(path, run)
     seconds = None
     if delta is None:
         delta = train(
-            base, rows, validation, test=test, task=job.task, mask=made, method=job.method, settings=settings,
+            base, rows, validation, test=test, task=job.task, mask=mask, method=job.method, settings=settings,
             state=plan.output / f".{job.task}.{run[:12]}.state", resume=True, device=device, say=say, progress=progress,
         ).delta  # fmt: skip
         delta.save(path)
         for state in plan.output.glob(f".{job.task}.{'?' * 12}.state"):  # this run's, and what others left behind
             shutil.rmtree(state, ignore_errors=True)
         seconds = time.perf_counter() - start
-    version, stored = _push(hub, delta, made, job)
+    version, stored = _push(hub, delta, mask, job)
     score = primary(rows.kind, rows.names)
     metrics = delta.manifest.metrics
     trained = delta.manifest.method.get("trained_parameters")
@@ -189,13 +193,26 @@ def _run(
 
 
 def _push(hub: Hub | None, delta: Delta, mask: Mask | None, job: Job) -> tuple[str, int | None]:
+    """Pushes a task unless the hub has this very version; an older call's tags are not moved back."""
     if hub is None:
         return "", None
-    found = hub.push(
-        delta, tags=tuple(job.options.get("tags", ())), mask=mask, values=job.options.get("values", "exact"),
-        head=job.options.get("head_values", "exact"),
-    )  # fmt: skip
-    return f"{found.task}@{found.number}", next(v for v in hub.versions(found.task) if v.number == found.number).stored
+    values, head = job.options.get("values", "exact"), job.options.get("head_values", "exact")
+    tags = tuple(job.options.get("tags", ()))
+    wanted = round_delta(delta, values, head).digest
+    number = next((version.number for version in _versions(hub, delta.task) if version.digest == wanted), None)
+    if number is None:
+        number = hub.push(delta, tags=tags, mask=mask, values=values, head=head).number
+    else:
+        for tag in set(tags) - set(hub.tags(delta.task)):
+            hub.tag(delta.task, number, tag)
+    return f"{delta.task}@{number}", hub.version(f"{delta.task}@{number}").stored
+
+
+def _versions(hub: Hub, task: str) -> list[VersionRecord]:
+    try:
+        return hub.versions(task)
+    except DeltahubError:  # none yet, or a damaged one: the push has its own way with both
+        return []
 
 
 def _done(path: Path, run: str) -> Delta | None:

@@ -55,29 +55,22 @@ class MaskedValues(Part):
         super().__init__()
         self._segments = resident.segments
         self.values = nn.ParameterList(segment.flat[segment.index].float() for segment in self._segments)
-        for parameter, master, part in self._masked(resident, skip):
-            self.watch(parameter, _gather(master, part))
+        self._written: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for segment, master in zip(self._segments, self.values, strict=True):
+            live = torch.ones_like(segment.index, dtype=torch.bool)
+            for parameter, sources, rows in _masked(segment, resident):
+                if set(skip).isdisjoint(sources):
+                    self.watch(parameter, _gather(master, rows))
+                else:
+                    live[rows.rows] = False
+            rows_written = torch.nonzero(live).reshape(-1)
+            self._written.append((segment.index[rows_written], rows_written))
 
     @torch.no_grad()
     def write(self) -> None:
-        for segment, master in zip(self._segments, self.values, strict=True):
-            segment.flat.index_copy_(0, segment.index, master.detach().to(segment.flat.dtype))
-
-    def _masked(self, resident: Resident, skip: Collection[str]) -> Iterator[tuple[nn.Parameter, nn.Parameter, _Rows]]:
-        """Every parameter with masked entries, with the master of its segment."""
-        for segment, master in zip(self._segments, self.values, strict=True):
-            ordered, order = segment.index.sort()
-            for placement in resident.binding.placements:
-                tensor = placement.tensor
-                if not isinstance(tensor, nn.Parameter) or not _lies_in(tensor, segment):
-                    continue
-                if not set(skip).isdisjoint(placement.sources):
-                    continue
-                start = int(tensor.storage_offset())
-                bounds = torch.tensor([start, start + tensor.numel()], device=ordered.device)
-                low, high = torch.searchsorted(ordered, bounds).tolist()
-                if high > low:
-                    yield tensor, master, _Rows(ordered[low:high] - start, order[low:high])
+        for segment, master, (index, rows) in zip(self._segments, self.values, self._written, strict=True):
+            values = master.detach() if len(rows) == len(master) else master.detach()[rows]
+            segment.flat.index_copy_(0, index, values.to(segment.flat.dtype))
 
 
 class WholeTensors(Part):
@@ -117,6 +110,20 @@ class _Rows:
 
     local: torch.Tensor
     rows: torch.Tensor
+
+
+def _masked(segment: Segment, resident: Resident) -> Iterator[tuple[nn.Parameter, tuple[str, ...], _Rows]]:
+    """Every parameter with masked entries in ``segment``, the base tensors in it, and where the entries lie."""
+    ordered, order = segment.index.sort()
+    for placement in resident.binding.placements:
+        tensor = placement.tensor
+        if not isinstance(tensor, nn.Parameter) or not _lies_in(tensor, segment):
+            continue
+        start = int(tensor.storage_offset())
+        bounds = torch.tensor([start, start + tensor.numel()], device=ordered.device)
+        low, high = torch.searchsorted(ordered, bounds).tolist()
+        if high > low:
+            yield tensor, placement.sources, _Rows(ordered[low:high] - start, order[low:high])
 
 
 def _master(parameter: nn.Parameter) -> nn.Parameter:

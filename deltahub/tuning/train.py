@@ -123,7 +123,7 @@ def train(
         tokenizer = load_tokenizer(base)
         model = _model(base, mask, method, settings, rows, _device(device))
         know_padding(model.model, tokenizer)
-        _check_length(base, tokenizer, model.config, settings.max_length)
+        _check_length(base, tokenizer, model.config, settings.max_length, rows)
         for line in (*model.notes, _headline(model, rows, validation)):
             say(f"{task}: {line}")
         try:
@@ -182,10 +182,11 @@ def _check_rows(rows: Dataset, other: Dataset | None, what: str) -> None:
         raise UsageError(f"the {what} set", expected="pairs of texts where the training set has them, and only there")
 
 
-def _check_length(base: Base, tokenizer: Any, config: Any, length: int) -> None:
+def _check_length(base: Base, tokenizer: Any, config: Any, length: int, rows: Dataset) -> None:
     if length > (most := longest_input(tokenizer, config)):
         raise UsageError("max_length", expected=f"at most {most}, which is all that {base.id} takes", got=length)
-    if length < (least := shortest_input(tokenizer)):
+    pair = rows.pairs is not None and rows.kind != "embeddings"
+    if length < (least := shortest_input(tokenizer, pair)):
         raise UsageError("max_length", expected=f"at least {least}, or no word is left", got=length)
 
 

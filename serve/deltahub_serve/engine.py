@@ -117,15 +117,9 @@ class Engine:
         with self._condition:
             if self._closing or self._broken:
                 raise Closed(self._broken or "the server is shutting down")
-            taken = []
-            try:
-                for request in requests:
-                    self._scheduler.submit(request)
-                    taken.append(request)
-            except BaseException:
-                for request in taken:
-                    self._scheduler.cancel(request)
-                raise
+            self._scheduler.check_room(delta.task, len(requests))
+            for request in requests:
+                self._scheduler.submit(request)
             self._condition.notify()
         for request in requests:
             request.payload.future.add_done_callback(lambda future, request=request: self._dropped(future, request))
@@ -190,6 +184,7 @@ class Engine:
                 _fail(request, Expired("the deadline passed while the request was waiting"))
             if batch.key is not None and not self._run(batch):
                 return
+            del batch  # it would keep a task in memory while nothing waits
 
     def _run(self, batch: Batch[Key]) -> bool:
         """One pass; False where the resident can never be used again."""

@@ -14,6 +14,13 @@ from typing import Any
 from deltahub import DeltahubError, Hub, TaskModel
 from deltahub.errors import FormatError, IntegrityError, MismatchError, NotFoundError, StoreError
 
+_MOST_FAILED = 1000
+
+
+class BusyError(DeltahubError):
+    """Too much is being loaded; the same question may be answered later."""
+
+
 Load = Callable[[Any], TaskModel]
 
 
@@ -42,6 +49,7 @@ class LibrarySettings:
         refresh: seconds after which a name is looked up again.
         remember: seconds for which a failure is the answer, so that it is not tried for every request.
         loaders: tasks that are loaded at a time.
+        loading: most names that wait to be loaded; who asks for another one is told to come back.
         splits: task to shares of its versions, ``{"sst2": {3: 0.9, 4: 0.1}}``, for requests that name no version.
     """
 
@@ -49,6 +57,7 @@ class LibrarySettings:
     refresh: float = 10.0
     remember: float = 2.0
     loaders: int = 2
+    loading: int = 256
     splits: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
 
 
@@ -108,10 +117,13 @@ class Library:
                 if now < failure[0]:
                     return _failed(failure[1])
                 del self._failed[name]
-            if (pending := self._pending.get(name)) is not None:
-                return pending
-            future = self._pending[name] = self._pool.submit(self._first, name)
-            return future
+            if name not in self._pending:
+                if len(self._pending) >= self.settings.loading:
+                    return _failed(
+                        BusyError(f"{len(self._pending)} tasks are being looked up already", hint="try again")
+                    )
+                self._pending[name] = self._pool.submit(self._first, name)
+            return _follow(self._pending[name])
 
     def refresh(self, names: list[str] | None = None) -> list[str]:
         """Looks up every name in use again, and loads what is new.
@@ -174,6 +186,8 @@ class Library:
         except DeltahubError as error:
             with self._lock:
                 self._failed[name] = (self._clock() + self.settings.remember, error)
+                while len(self._failed) > _MOST_FAILED:
+                    del self._failed[next(iter(self._failed))]
                 del self._pending[name]
             raise
         except BaseException:
@@ -215,12 +229,13 @@ class Library:
         except (FormatError, IntegrityError, MismatchError) as error:
             if "@" in name or ":" in name:
                 raise
-            for record in reversed(self.hub.versions(name)[:-1]):
+            newest = next(info.newest for info in self.hub.tasks() if info.task == name)
+            for number in range(newest - 1, 0, -1):
                 try:
-                    found = self._fetch(record.reference)
+                    found = self._fetch(f"{name}@{number}")
                 except DeltahubError:
                     continue
-                self.trouble[name] = f"{error}; {record.reference} answers in its place"
+                self.trouble[name] = f"{error}; {name}@{number} answers in its place"
                 return found
             raise
 
@@ -231,8 +246,15 @@ class Library:
         with self._lock:
             if (found := self._models.get(key)) is not None:
                 return found
-        delta = self.hub.pull(record.reference)
-        model = self._load(delta)
+        try:
+            delta = self.hub.pull(record.reference)
+            model = self._load(delta)
+        except NotFoundError as error:  # the version is there, one of its parts is not
+            raise IntegrityError(f"{record.reference} is not whole: {error}") from None
+        except DeltahubError:
+            raise
+        except Exception as error:  # whatever torch or transformers make of it
+            raise MismatchError(f"{record.reference} cannot be loaded ({str(error)[:160]})") from error
         size = sum(raw.data.nbytes * (2 if part.startswith("head.") else 1) for part, raw in delta.tensors.items())
         made = Loaded(record.task, record.number, model, size)
         with self._lock:
@@ -274,6 +296,24 @@ def hub_trouble(hub: Hub) -> str | None:
     except StoreError as error:
         return str(error)
     return None if there else f"there is no hub at {hub.store.url} any more"
+
+
+def _follow(job: Future[Loaded]) -> Future[Loaded]:
+    """A future of one's own, which can be cancelled without a loss to others."""
+    mine: Future[Loaded] = Future()
+
+    def pass_on(done: Future[Loaded]) -> None:
+        if not mine.set_running_or_notify_cancel():
+            return
+        if done.cancelled():
+            mine.set_exception(BusyError("the library is closing"))
+        elif (error := done.exception()) is not None:
+            mine.set_exception(error)
+        else:
+            mine.set_result(done.result())
+
+    job.add_done_callback(pass_on)
+    return mine
 
 
 def _done(loaded: Loaded) -> Future[Loaded]:

@@ -51,7 +51,7 @@ class Overloaded(Exception):
     """
 
     def __init__(self, what: str, limit: int, retry_after: float) -> None:
-        super().__init__(f"{limit} requests wait {what} already")
+        super().__init__(f"no more than {limit} requests may wait {what}")
         self.limit = limit
         self.retry_after = retry_after
 
@@ -112,17 +112,21 @@ class Scheduler(Generic[Key]):
         """Requests of ``task`` that wait."""
         return self._per_task.get(task, 0)
 
+    def check_room(self, task: str, requests: int = 1) -> None:
+        """Raises Overloaded unless so many more requests of ``task`` may wait."""
+        limits = self.limits
+        if self._count + requests > limits.queued:
+            raise Overloaded("in all", limits.queued, self._drain(self._count))
+        if self.waiting(task) + requests > limits.queued_per_task:
+            raise Overloaded(f"for {task}", limits.queued_per_task, self._drain(self.waiting(task)))
+
     def submit(self, request: Request[Key]) -> None:
         """Puts a request into its queue.
 
         Raises:
             Overloaded: as many wait as may.
         """
-        limits = self.limits
-        if self._count >= limits.queued:
-            raise Overloaded("in all", limits.queued, self._drain(self._count))
-        if self.waiting(request.task) >= limits.queued_per_task:
-            raise Overloaded(f"for {request.task}", limits.queued_per_task, self._drain(self.waiting(request.task)))
+        self.check_room(request.task)
         request.arrived = self._clock()
         request.waiting = True
         self._queues.setdefault(request.key, []).append(request)
@@ -132,6 +136,9 @@ class Scheduler(Generic[Key]):
         if request.deadline < math.inf:
             self._number += 1
             heapq.heappush(self._deadlines, (request.deadline, self._number, request))
+            if len(self._deadlines) > 64 + 2 * self._count:  # most are answered: let go of what they hold
+                self._deadlines = [entry for entry in self._deadlines if entry[2].waiting]
+                heapq.heapify(self._deadlines)
 
     def cancel(self, request: Request[Key]) -> bool:
         """Takes a request out of its queue; False where it is on its way or answered already."""

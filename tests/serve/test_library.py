@@ -222,3 +222,51 @@ def test_a_task_that_does_not_fit_the_base_is_refused(library: Library, hub: Hub
     hub.push(random_task(base, other, kind="embeddings", seed=1, task="odd"))
     with pytest.raises(MismatchError, match="aligned to another mask"):
         version(library, "odd")
+
+
+def test_one_who_gives_up_does_not_take_the_load_from_the_others(
+    library: Library, hub: Hub, base: Base, mask: Mask
+) -> None:
+    push(hub, base, mask, 1)
+    library.get("sst2").cancel()
+    assert version(library, "sst2") == 1
+
+
+@pytest.mark.parametrize("what", ["blob", "record"])
+def test_a_version_with_a_part_missing_or_damaged_is_passed_over(
+    hub: Hub, base: Base, mask: Mask, loads: Loads, tmp_path: Path, what: str
+) -> None:
+    push(hub, base, mask, 1)
+    held = Library(hub, loads)
+    assert version(held, "sst2") == 1
+    push(hub, base, mask, 2)
+    blob = hub.version("sst2@2").sections[-1].data.blob
+    name = f"*{blob[2:]}*" if what == "blob" else "*00000002*"
+    path = next(path for path in (tmp_path / "hub").rglob(name) if path.is_file())
+    path.unlink() if what == "blob" else path.write_bytes(b"{}")
+    fresh = Library(hub, loads)
+    held.refresh()
+    assert (version(held, "sst2"), version(fresh, "sst2")) == (1, 1)
+    held.close()
+    fresh.close()
+
+
+def test_one_task_that_cannot_be_loaded_does_not_stop_the_others(
+    hub: Hub, base: Base, mask: Mask, loads: Loads
+) -> None:
+    for task in ("a", "b"):
+        push(hub, base, mask, 1, task=task)
+    bad = hub.pull("a").digest
+
+    def load(delta: Delta) -> TaskModel:
+        if delta.task == "a" and delta.digest != bad:
+            raise RuntimeError("out of memory")
+        return loads(delta)
+
+    library = Library(hub, load)
+    assert version(library, "a") == version(library, "b") == 1
+    for task in ("a", "b"):
+        push(hub, base, mask, 2, task=task)
+    assert library.refresh() == ["b"]
+    assert "out of memory" in library.trouble["a"]
+    library.close()

@@ -142,12 +142,12 @@ def test_overload_is_refused_by_task_and_in_all_with_an_advice() -> None:
     queues.took(10, 2.0)
     for _ in range(3):
         submit(queues, "a")
-    with pytest.raises(Overloaded, match="3 requests wait for a already") as refused:
+    with pytest.raises(Overloaded, match="no more than 3 requests may wait for a") as refused:
         submit(queues, "a")
     assert refused.value.retry_after == pytest.approx(0.6)
     submit(queues, "b")
     submit(queues, "c")
-    with pytest.raises(Overloaded, match="5 requests wait in all already"):
+    with pytest.raises(Overloaded, match="no more than 5 requests may wait in all"):
         submit(queues, "d")
     assert len(queues) == 5
 

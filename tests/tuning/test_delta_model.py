@@ -336,3 +336,15 @@ def test_detached_hooks_leave_ordinary_gradients(base_of: MakeBase) -> None:
     setup.loss(0).backward()
     assert setup.masters[0].grad is None
     assert any(place.tensor.grad is not None for place in setup.wrapped.resident.binding.placements)
+
+
+@pytest.mark.parametrize("part", ["bitfit", "layernorm"])
+def test_a_tensor_that_is_trained_whole_is_trained_at_masked_positions_too(base_of: MakeBase, part: str) -> None:
+    both, alone = Setup(base_of("bert"), f"{part}+pafi", density=0.3), Setup(base_of("bert"), part)
+    for setup in (both, alone):
+        setup.loss(0).backward()
+        torch.optim.SGD(setup.masters, lr=0.1).step()
+        setup.wrapped.write()
+    dense = both.wrapped.export(task="t").dense
+    assert dense.keys() == alone.wrapped.export(task="t").dense.keys()
+    assert all(torch.equal(dense[name], tensor) for name, tensor in alone.wrapped.export(task="t").dense.items())

@@ -17,7 +17,7 @@ from deltahub.mask import Mask
 from deltahub.resident import Resident
 from deltahub.tuning.choice import mask_for
 from deltahub.tuning.data import Dataset, majority_share
-from deltahub.tuning.masks import gradient_mask
+from deltahub.tuning.masks import gradient_mask, lift_mask
 from deltahub.tuning.methods import METHODS
 from deltahub.tuning.settings import Settings
 from deltahub.tuning.state import last_checkpoint, open_state
@@ -223,7 +223,8 @@ def test_every_method_changes_what_it_may_and_swaps_in(
     text_base: Base, rows: Dataset, validation: Dataset, method: str
 ) -> None:
     one = Settings(epochs=1, max_length=16)
-    mask = gradient_mask(text_base, rows.texts[:20]) if method == "gradient" else mask_for(method, text_base, None)
+    own = {"gradient": lambda: gradient_mask(text_base, rows.texts[:20]), "lift": lambda: lift_mask(text_base)}
+    mask = own[method]() if method in own else mask_for(method, text_base, None)
     delta = train(text_base, rows, validation, task="words", method=method, mask=mask, settings=one).delta
     how = METHODS[method]
     assert (delta.values is not None) == (how.mask is not None)
