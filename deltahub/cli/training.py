@@ -34,7 +34,7 @@ _MEANINGS = {
     "bottleneck": "inner size of hiwi's adapters",
     "activation": "of hiwi's adapters",
 }
-_TYPES = {"lr": float, "pooling": str}  # their default is None
+_TYPES = {"lr": float, "pooling": str, "max_length": int}  # their default is None
 
 
 def add(commands: common.Commands) -> None:
@@ -60,6 +60,7 @@ def add(commands: common.Commands) -> None:
     for name, meaning in _MEANINGS.items():
         default = getattr(defaults, name)
         shown = "the method's own" if name == "lr" else "what suits the base" if default is None else default
+        shown = "128, or less if the base takes less" if name == "max_length" else shown
         train.add_argument(
             f"--{name.replace('_', '-')}", default=default, type=_TYPES.get(name) or type(default),
             choices=[choice for choice in CHOICES.get(name, ()) if choice] or None,
@@ -107,7 +108,9 @@ def _train(options: argparse.Namespace) -> None:
     test = data.read(options.test, **columns, names=rows.names) if options.test else None
     base = common.open_base(options.base, options.revision)
     state: Path = options.state or options.output.with_name(f"{options.output.name}.state")
-    if state.exists() and any(state.iterdir()) and not options.resume:
+    if state.exists() and not state.is_dir():
+        raise UsageError(f"--state {state}", expected="a folder", got="a file")
+    if (state / "run.json").exists() and not options.resume:
         raise UsageError(f"{state} holds an earlier run", hint="go on with it by --resume, or delete it to start anew")
     ours = not state.exists()
     try:

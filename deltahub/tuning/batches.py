@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from deltahub.encoding import encode, pad, word_ids
+from deltahub.errors import MismatchError
 from deltahub.tuning.data import Dataset
 from deltahub.tuning.objectives import IGNORED
 
@@ -46,16 +47,16 @@ def _spread(labels: Sequence[int], words: Sequence[int | None]) -> list[int]:
 class Collator:
     """Pads examples to one batch of tensors; labels are int64 (n,), fp32 (n,) or (n, classes), or int64 (n, tokens)."""
 
-    tokenizer: PreTrainedTokenizerBase
+    own: PreTrainedTokenizerBase  # a `tokenizer` would be saved into every checkpoint
 
     def __call__(self, batch: Sequence[Example]) -> dict[str, Any]:
         if "left" in batch[0]:
-            return {side: pad(self.tokenizer, [example[side] for example in batch]) for side in ("left", "right")}
-        inputs: dict[str, Any] = pad(self.tokenizer, [_without_labels(example) for example in batch])
+            return {side: pad(self.own, [example[side] for example in batch]) for side in ("left", "right")}
+        inputs: dict[str, Any] = pad(self.own, [_without_labels(example) for example in batch])
         labels = [example["labels"] for example in batch]
         if isinstance(labels[0], list) and isinstance(labels[0][0], int):
             width = inputs["input_ids"].shape[1]
-            left = self.tokenizer.padding_side == "left"
+            left = self.own.padding_side == "left"
             rest = [[IGNORED] * (width - len(row)) for row in labels]
             labels = [more + row if left else row + more for row, more in zip(labels, rest, strict=True)]
         made = torch.tensor(labels)
@@ -64,6 +65,18 @@ class Collator:
 
 def _without_labels(example: Example) -> Example:
     return {name: value for name, value in example.items() if name != "labels"}
+
+
+def check_ids(examples: Sequence[Example], config: Any) -> None:
+    """Raises MismatchError where the tokenizer gives a number that the model has no embedding for."""
+    known = getattr(config, "vocab_size", None)
+    sides = [part for example in examples for part in (example.get("left", example), example.get("right", example))]
+    highest = max((max(side["input_ids"]) for side in sides), default=0)
+    if isinstance(known, int) and highest >= known:
+        raise MismatchError(
+            "the tokenizer does not fit the base", expected=f"token numbers below {known:,}", got=highest,
+            hint="put the tokenizer that the base was trained with into its folder",
+        )  # fmt: skip
 
 
 class LengthGrouped(torch.utils.data.Sampler[int]):

@@ -18,10 +18,12 @@ from torch import nn
 from deltahub.checkpoint import Base
 from deltahub.convert.extract import extract
 from deltahub.delta import Delta
-from deltahub.errors import UsageError
+from deltahub.errors import MismatchError, UsageError
+from deltahub.heads import backbone_prefix
 from deltahub.manifest import Plain
 from deltahub.mask import Mask
 from deltahub.resident import Resident
+from deltahub.space import role
 from deltahub.tuning.choice import Adapters, choose, mask_for
 from deltahub.tuning.hiwi import HiWi
 from deltahub.tuning.methods import methods_named
@@ -90,6 +92,7 @@ class DeltaModel(nn.Module):
         self.dense = WholeTensors(whole) if whole else None
         self.hiwi = self._hiwi(adapted) if adapted else None
         head = _head(model, resident)
+        _check_layers(model, resident, head)
         if unknown := sorted(set(frozen) - set(head)):
             raise UsageError(f"frozen {', '.join(unknown[:3])}", expected=f"names of the head: {', '.join(head)}")
         self.head = WholeTensors({name: parameter for name, parameter in head.items() if name not in frozen})
@@ -234,6 +237,9 @@ class DeltaModel(nn.Module):
             )
         return self
 
+    def __deepcopy__(self, memo: Any) -> DeltaModel:
+        raise UsageError("an attached model cannot be copied", hint="keep its state_dict() instead")
+
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
@@ -265,3 +271,15 @@ def _head(model: nn.Module, resident: Resident) -> Tensors:
     """Parameters of ``model`` that the base lacks."""
     placed = {id(place.tensor) for place in resident.binding.placements}
     return {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in placed}
+
+
+def _check_layers(model: nn.Module, resident: Resident, head: Tensors) -> None:
+    """A config of more layers than the base has gives the rest random values: they are no head."""
+    prefix = backbone_prefix(model)
+    inside = [name for name in head if prefix and name.startswith(prefix)]
+    random = [name for name in inside if role(name.removeprefix(prefix), head[name].shape) == "block"]
+    if random:
+        raise MismatchError(
+            f"{resident.base.id} lacks {len(random)} tensors of the layers that its config names", got=random[0],
+            hint="mend config.json, or give the whole checkpoint",
+        )  # fmt: skip

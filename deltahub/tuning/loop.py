@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import threading
 from collections.abc import Iterator
@@ -20,12 +21,12 @@ from transformers import PrinterCallback, Trainer, TrainingArguments, get_linear
 from deltahub.errors import DataError, MismatchError, StoreError
 from deltahub.pooling import default_pooling
 from deltahub.tuning import state
-from deltahub.tuning.batches import Collator, Example, LengthGrouped, examples
+from deltahub.tuning.batches import Collator, Example, LengthGrouped, check_ids, examples
 from deltahub.tuning.callbacks import EpochLines, Progress, Say, Stopper
 from deltahub.tuning.data import Dataset, class_weights
 from deltahub.tuning.metrics import primary, scores
 from deltahub.tuning.objectives import Inputs, Objective
-from deltahub.tuning.settings import Settings
+from deltahub.tuning.settings import LENGTH, Settings
 
 _SELECTION = "eval_selection"
 
@@ -83,6 +84,9 @@ def fit(
     schedule = get_linear_schedule_with_warmup(optimizer, round(settings.warmup * steps), steps)
     if settings.checkpointing:
         recompute(trainee)
+    length = settings.max_length or LENGTH
+    encoded = [examples(tokenizer, part, length) for part in (rows, validation)]
+    check_ids([*encoded[0], *encoded[1]], trainee.config)
     lines = EpochLines(say, len(rows), settings.epochs, primary(rows.kind, rows.names), progress)
     trainer = QuietTrainer(
         _objective(trainee, rows, settings),
@@ -91,8 +95,8 @@ def fit(
         model=trainee,
         args=_arguments(folder, settings, parameters[0].device),
         data_collator=Collator(tokenizer),
-        train_dataset=examples(tokenizer, rows, settings.max_length),
-        eval_dataset=examples(tokenizer, validation, settings.max_length),
+        train_dataset=encoded[0],
+        eval_dataset=encoded[1],
         optimizers=(optimizer, schedule),
     )
     diverged = None
@@ -111,7 +115,7 @@ def fit(
     metrics = trainer.best_metrics()
     if test is not None:
         try:
-            metrics |= trainer.test_metrics(examples(tokenizer, test, settings.max_length))
+            metrics |= trainer.test_metrics(examples(tokenizer, test, length))
         except _Diverged:
             raise DataError(
                 "the trained task gives NaN or infinity on test rows", hint="lower the learning rates"
@@ -208,6 +212,7 @@ class QuietTrainer(Trainer):  # type: ignore[misc]  # transformers is not type-c
             state.seal(folder / f"checkpoint-{step}")
         except (OSError, RuntimeError, SafetensorError) as error:  # torch reports a full disk as RuntimeError
             reason = " ".join(str(error).split())[:160]
+            shutil.rmtree(folder / f"checkpoint-{step}", ignore_errors=True)
             raise StoreError(
                 f"cannot write a checkpoint into {folder} ({reason})",
                 hint="check that it is writable and has room, then resume",
@@ -239,21 +244,23 @@ def _named(found: dict[str, float], before: str, after: str) -> dict[str, float]
 
 @contextmanager
 def _interruptible(trainer: QuietTrainer) -> Iterator[None]:
-    """The first Ctrl-C lets the step under way end and saves it; the second one interrupts at once."""
+    """The first Ctrl-C or SIGTERM lets the step under way end and saves it; the second one ends at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.getsignal(signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def ask(_number: int, _frame: Any) -> None:
-        signal.signal(signal.SIGINT, before)
+    def ask(number: int, _frame: Any) -> None:
+        signal.signal(number, before[signal.Signals(number)])
         trainer.stop.set()
 
-    signal.signal(signal.SIGINT, ask)
+    for number in before:
+        signal.signal(number, ask)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _arguments(folder: Path, settings: Settings, device: torch.device) -> TrainingArguments:

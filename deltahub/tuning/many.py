@@ -112,6 +112,9 @@ def read_plan(
     path = Path(path)
     document = _mapping(_parse(path), f"{path}")
     _known(document, _TOP, f"{path}")
+    for name in ("base", "revision", "hub", "output", "mask"):
+        if (found := document.get(name)) is not None and (not isinstance(found, str) or "\0" in found):
+            raise DataError(f"{path}: {name}", expected="text", got=str(found)[:40])
     defaults = _mapping(document.get("defaults") or {}, f"{path}: defaults")
     _known(defaults, _SHARED, f"{path}: defaults")
     tasks = _mapping(document.get("tasks"), f"{path}: tasks")
@@ -148,9 +151,11 @@ def train_many(plan: Plan, base: Base, *, device: str = "cpu", say: Say, progres
             if job.method not in masks:
                 masks[job.method] = mask_for(job.method, base, mask if _uses_mask(job.method) else None)
             rows.append(_run(plan, job, base, masks[job.method], hub, device, say, progress))
-        except DeltahubError as error:
-            say(f"{job.task}: failed: {error}")
-            rows.append(Row(job.task, job.method, error=str(error)))
+        except Exception as error:  # noqa: BLE001  (whatever it was, the other tasks are to be trained)
+            reason = str(error) if isinstance(error, DeltahubError) else f"{type(error).__name__}: {error}"
+            reason = " ".join(reason.split())[:300]
+            say(f"{job.task}: failed: {reason}")
+            rows.append(Row(job.task, job.method, error=reason))
     return rows
 
 
@@ -253,6 +258,8 @@ def _job(path: Path, name: str, entry: object, defaults: Mapping[str, Any]) -> J
         for column in ("text", "text_pair", "label"):
             if not isinstance(options.get(column) or "", str):
                 raise UsageError(column, expected="the name of a column", got=options[column])
+        if odd := [key for key in _OWN if own.get(key) and (not isinstance(own[key], str) or "\0" in own[key])]:
+            raise UsageError(odd[0], expected="the name of a file", got=str(own[odd[0]])[:40])
         job = Job(name, {key: path.parent / str(own[key]) for key in _OWN if own.get(key)}, options)
         _ = job.settings
     except (UsageError, TypeError) as error:
@@ -267,7 +274,7 @@ def _parse(path: Path) -> object:
         return yaml.load(path.read_text(encoding="utf-8"), Loader=_strict_loader())  # noqa: S506  (a SafeLoader)
     except OSError as error:
         raise DataError(f"cannot read {path} ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise DataError(f"{path} is not valid YAML ({' '.join(str(error).split())[:160]})") from None
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from deltahub.errors import UsageError
 
+LENGTH = 128
+"""Tokens per text where nothing else is asked for."""
+_MOST = 3e38  # of fp32, in which the optimizer computes
 CHOICES = {
     "head": ("native", "linear", "shared"),
     "pooling": (None, "mean", "cls", "last"),
@@ -26,7 +28,7 @@ class Settings:
         head_lr: peak learning rate of the head.
         batch_size: rows in one forward pass.
         accumulate: forward passes per step.
-        max_length: tokens per text, longer ones are cut.
+        max_length: tokens per text, longer ones are cut; None takes 128, or what the base takes if that is less.
         warmup: share of the steps in which the rates rise linearly from 0; then they fall linearly to 0.
         weight_decay: decoupled, of the backbone's; it pulls them to 0, not to the base, so the default is none.
         max_grad_norm: gradients are scaled down to this norm; 0 leaves them.
@@ -48,7 +50,7 @@ class Settings:
     head_lr: float = 5e-3
     batch_size: int = 16
     accumulate: int = 1
-    max_length: int = 128
+    max_length: int | None = None
     warmup: float = 0.1
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
@@ -65,18 +67,22 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "max_length", "bottleneck"):
             value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise UsageError(name, expected="a whole number, 1 or more", got=value)
+            if name == "max_length" and value is None:
+                continue
+            if type(value) is not int or not 1 <= value < 1 << 31:
+                raise UsageError(name, expected="a whole number, 1 or more", got=str(value)[:20])
         for name in ("lr", "head_lr", "weight_decay", "max_grad_norm", "warmup"):
             value = getattr(self, name)
             if name == "lr" and value is None:
                 continue
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-                raise UsageError(name, expected="0 or more", got=value)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < _MOST:
+                raise UsageError(name, expected="0 or more", got=str(value)[:20])
         if self.warmup >= 1:
             raise UsageError("warmup", expected="0 up to 1, a share of the steps", got=self.warmup)
         if type(self.seed) is not int or not 0 <= self.seed < 1 << 32:
             raise UsageError("seed", expected="0 to 2^32 - 1", got=self.seed)
+        if not isinstance(self.checkpointing, bool):
+            raise UsageError("checkpointing", expected="true or false", got=self.checkpointing)
         for name, choices in CHOICES.items():
             if (value := getattr(self, name)) not in choices:
                 shown = ", ".join(str(choice) for choice in choices if choice)

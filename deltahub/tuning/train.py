@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from transformers import set_seed
 from deltahub import digest
 from deltahub.backbone import load_backbone, quiet
 from deltahub.checkpoint import Base
+from deltahub.convert.finetuned import open_finetuned
 from deltahub.delta import Delta
 from deltahub.errors import MismatchError, UsageError
 from deltahub.heads import know_padding, load_tokenizer, longest_input, share_inner, shortest_input, task_model
@@ -33,7 +34,7 @@ from deltahub.tuning.delta_model import DeltaModel
 from deltahub.tuning.loop import fit
 from deltahub.tuning.metrics import check_installed, primary
 from deltahub.tuning.objectives import KINDS
-from deltahub.tuning.settings import Settings
+from deltahub.tuning.settings import LENGTH, Settings
 from deltahub.tuning.state import open_state
 
 
@@ -108,11 +109,13 @@ def train(
         StoreError: a checkpoint cannot be written.
     """
     start = time.perf_counter()
-    settings = settings or Settings()
+    asked = settings = settings or Settings()
     check_task(task)
     check_installed()
     for other, what in ((validation, "validation"), (test, "test")):
         _check_rows(rows, other, what)
+    if rows.kind == "embeddings" and min(len(rows), settings.batch_size) < 2:
+        raise UsageError("a batch of embeddings", expected="2 rows or more, to tell apart", got=1)
     if settings.class_weights == "balanced":
         class_weights(rows)  # refuses a kind that has none before anything is loaded
     mask = mask_for(method, base, mask)
@@ -123,7 +126,8 @@ def train(
         tokenizer = load_tokenizer(base)
         model = _model(base, mask, method, settings, rows, _device(device))
         know_padding(model.model, tokenizer)
-        _check_length(base, tokenizer, model.config, settings.max_length, rows)
+        settings = replace(settings, max_length=_length(base, tokenizer, model.config, asked.max_length, rows))
+        open_finetuned(base, model.model)  # what could not be exported is refused before it is trained
         for line in (*model.notes, _headline(model, rows, validation)):
             say(f"{task}: {line}")
         try:
@@ -139,7 +143,7 @@ def train(
         finally:
             model.detach()
         metrics = fitted.metrics | {"train_rows": len(rows), "validation_rows": len(validation)}
-        settled = {**_plain(settings), "run": identity(base, mask, method, settings, rows, validation, test)}
+        settled = {**_plain(settings), "run": identity(base, mask, method, asked, rows, validation, test)}
         delta = _export(model, task, rows, settled, metrics, created)
     seconds = time.perf_counter() - start
     score = primary(rows.kind, rows.names)
@@ -182,17 +186,31 @@ def _check_rows(rows: Dataset, other: Dataset | None, what: str) -> None:
         raise UsageError(f"the {what} set", expected="pairs of texts where the training set has them, and only there")
 
 
-def _check_length(base: Base, tokenizer: Any, config: Any, length: int, rows: Dataset) -> None:
-    if length > (most := longest_input(tokenizer, config)):
+def _length(base: Base, tokenizer: Any, config: Any, asked: int | None, rows: Dataset) -> int:
+    """Tokens per text: what was asked for, if the base takes it; else what `Settings` has."""
+    most = longest_input(tokenizer, config)
+    length = min(LENGTH, most) if asked is None else asked
+    if length > most:
         raise UsageError("max_length", expected=f"at most {most}, which is all that {base.id} takes", got=length)
     pair = rows.pairs is not None and rows.kind != "embeddings"
     if length < (least := shortest_input(tokenizer, pair)):
         raise UsageError("max_length", expected=f"at least {least}, or no word is left", got=length)
+    return length
+
+
+def _check_embeds(base: Base, model: Any) -> None:
+    if model.config.is_encoder_decoder or model.main_input_name != "input_ids":
+        raise MismatchError(
+            f"{base.id} gives no vectors for texts", expected="an encoder or a decoder of text",
+            got=type(model).__name__, hint="choose another base",
+        )  # fmt: skip
 
 
 def _device(name: str) -> torch.device:
     try:
-        return torch.empty(0, device=name).device
+        if (device := torch.empty(0, device=name).device).type == "meta":
+            raise RuntimeError("it holds no numbers")
+        return device
     except (RuntimeError, AssertionError) as error:  # torch asserts where it was built without the device
         reason = str(error).partition("\n")[0][:100]
         raise UsageError(f"device {name!r} ({reason})", expected="cpu, or a device that torch sees here") from None
@@ -203,13 +221,16 @@ def _model(
 ) -> DeltaModel:
     resident = Resident(load_backbone(base).to(device), base, mask)
     lacking = resident.binding.own
+    head = "native" if rows.kind == "embeddings" else settings.head
     model = task_model(
-        resident.module, resident.module.config, rows.kind, rows.names, lacking=lacking, head=settings.head,
+        resident.module, resident.module.config, rows.kind, rows.names, lacking=lacking, head=head,
         pooling=settings.pooling,
     )  # fmt: skip
+    if rows.kind == "embeddings":
+        _check_embeds(base, model)
     frozen: tuple[str, ...] = ()
     notes = []
-    if settings.head == "shared":
+    if settings.head == "shared" and rows.kind != "embeddings":
         frozen = share_inner(model, lacking)
         if not frozen:
             notes.append("the native head has no inner layer that the base lacks: there is nothing to share")

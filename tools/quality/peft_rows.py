@@ -139,7 +139,7 @@ def train(
             rows, validation, settings,
             tokenizer=tokenizer, folder=Path(folder), say=lambda line: None,
         )  # fmt: skip
-    return Peft(trainee, tokenizer, fitted.metrics, fitted.step_seconds, settings.max_length, rows.names)
+    return Peft(trainee, tokenizer, fitted.metrics, fitted.step_seconds, settings.max_length or 128, rows.names)
 
 
 def _config(kind: tuple[str, str], model: nn.Module, base: Base, seed: int) -> Any:

@@ -173,7 +173,7 @@ def _parquet_rows(path: Path, columns: Columns) -> Rows:
                     number += 1
                     place = f"{path}, row {number}"
                     yield place, _with_names(place, row, named)
-    except (ArrowException, OSError) as error:
+    except (ArrowException, OSError, ValueError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error).partition("\n")[0][:80]
         raise DataError(f"cannot read {path} ({reason})") from None
 
