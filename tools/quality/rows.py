@@ -10,7 +10,7 @@ from deltahub.tuning.methods import methods_named
 
 HEAD_LR = 5e-3
 LADDER = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
-MOST_RATES = 4
+MOST_RATES = 3
 """A search goes on beyond the end of a row's rates while the best one is at the end, up to this many in all."""
 
 
