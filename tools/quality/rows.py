@@ -10,7 +10,7 @@ from deltahub.tuning.methods import methods_named
 
 HEAD_LR = 5e-3
 LADDER = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
-MOST_RATES = 3
+MOST_RATES = 5
 """A search goes on beyond the end of a row's rates while the best one is at the end, up to this many in all."""
 
 
@@ -50,19 +50,19 @@ ROWS = {
     row.name: row
     for row in (
         _own("pafi", "0.5 % smallest magnitudes", (3e-3, 1e-2, 3e-2), must=True),
-        _own("full", "every parameter", (1e-4, 3e-4), must=True),
-        Row("lora-all", "PEFT LoRA r=8 on all linear layers", (1e-3, 3e-3), peft=("lora", "all"), must=True),
-        _own("hiwi", "adapter on feed-forward biases", (1e-3, 3e-3, 1e-2), must=True),
+        _own("full", "every parameter", (3e-5, 1e-4, 3e-4), must=True),
+        Row("lora-all", "PEFT LoRA r=8 on all linear layers", (1e-3, 3e-3, 1e-2), peft=("lora", "all"), must=True),
+        _own("hiwi", "adapter on feed-forward biases", (3e-3, 1e-2, 3e-2), must=True),
         _own("bitfit", "all biases", (1e-3, 3e-3, 1e-2), must=True),
-        _own("head", "the head alone", (3e-2, 1e-1), must=True),
-        _own("random", "0.5 % at random", (3e-3, 1e-2, 3e-2), must=True),
+        _own("head", "the head alone", (3e-3, 1e-2, 3e-2), must=True),
+        _own("random", "0.5 % at random", (1e-3, 3e-3, 1e-2), must=True),
         Row("lora-qv", "PEFT LoRA r=8 on query and value", (1e-3, 3e-3, 1e-2), peft=("lora", "qv")),
         _own("gradient", "0.5 % largest gradients on unlabelled text", (1e-3, 3e-3, 1e-2)),
         _own("hiwi-weight", "adapter on feed-forward weights", (1e-3, 3e-3, 1e-2)),
         _own("hiwi+pafi", "both", (3e-3, 1e-2, 3e-2)),
         _own("lift", "0.5 % largest of low-rank parts", (3e-4, 1e-3, 3e-3)),
         _own("layernorm", "weights and biases of the norms", (1e-3, 3e-3, 1e-2)),
-        Row("shira-all", "PEFT SHiRA, random, about as many values", (3e-3, 1e-2), peft=("shira", "all"), must=True),
+        Row("shira-all", "PEFT SHiRA, random, about as many values", (1e-3, 3e-3, 1e-2), peft=("shira", "all")),
         _own("pafi", "one linear layer", (3e-3, 1e-2, 3e-2), head="linear"),
         _own("pafi", "inner layers fixed and shared", (3e-3, 1e-2, 3e-2), head="shared"),
     )
