@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 
 from deltahub.names import KINDS
-from deltahub.tuning.many import read_plan
 from deltahub.tuning.methods import METHODS
 from deltahub.tuning.metrics import PRIMARY
+from deltahub.tuning.plan import read_plan
 
 TEXT = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 

@@ -149,7 +149,8 @@ def _save(delta: Delta, output: Path) -> Path:
 
 def _train_many(options: argparse.Namespace) -> None:
     from deltahub.errors import DataError
-    from deltahub.tuning.many import HEAD, read_plan, train_many
+    from deltahub.tuning.many import HEAD, train_many
+    from deltahub.tuning.plan import read_plan
 
     plan = read_plan(options.config, base=options.base, hub=options.hub, only=options.only)
     base = common.open_base(plan.base, plan.revision)

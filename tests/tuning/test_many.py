@@ -11,7 +11,8 @@ import pytest
 from deltahub.checkpoint import Base
 from deltahub.cli import main
 from deltahub.hub import Hub
-from deltahub.tuning.many import read_plan, train_many
+from deltahub.tuning.many import train_many
+from deltahub.tuning.plan import read_plan
 from tests.tuning.conftest import score_task, word_task
 
 Answer = tuple[int, str, str]
