@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from deltahub.encoding import Encoded
 from deltahub.errors import MismatchError, UsageError
+from deltahub.names import TEXT_KINDS
 from deltahub.pooling import POOLINGS, pool
 
 if TYPE_CHECKING:
@@ -16,9 +17,6 @@ if TYPE_CHECKING:
     import torch
 
     from deltahub.manifest import Manifest
-
-KINDS = ("text-classification", "multi-label-classification", "regression", "token-classification", "embeddings")
-"""Kinds of task that have answers here."""
 
 
 class _Plain:
@@ -107,11 +105,11 @@ def check_answerable(manifest: Manifest) -> None:
     """Whether a task of this manifest can be asked at all; `answers` never fails for want of it.
 
     Raises:
-        UsageError: a kind other than those in KINDS.
+        UsageError: a kind other than those in `names.TEXT_KINDS`.
         MismatchError: no labels where there must be some, or ``inputs`` that cannot be.
     """
-    if manifest.kind not in KINDS:
-        raise UsageError(f"{manifest.task} is of kind {manifest.kind!r}", expected=f"one of {', '.join(KINDS)}")
+    if manifest.kind not in TEXT_KINDS:
+        raise UsageError(f"{manifest.task} is of kind {manifest.kind!r}", expected=f"one of {', '.join(TEXT_KINDS)}")
     if manifest.kind.endswith("classification") and not manifest.labels:
         raise MismatchError(f"{manifest.task}, a task of {manifest.kind}", expected="labels", got="none")
     if manifest.kind == "embeddings":
@@ -145,7 +143,7 @@ def answers(
     """One answer for each row of a batch.
 
     Args:
-        kind: one of KINDS.
+        kind: one of `names.TEXT_KINDS`.
         outputs: with ``logits``, (n, labels) or (n, t, labels), or for embeddings ``last_hidden_state``, (n, t, h).
         inputs: what the model was given; its ``attention_mask`` is used.
         encoded: what the rows of ``inputs`` were padded from.
@@ -173,7 +171,7 @@ def answers(
             for row, length, padded_left in zip(probabilities, lengths, left, strict=True)
         ]
         return [_word_labels(manifest.labels, row, item) for row, item in zip(rows, encoded, strict=True)]
-    raise UsageError(f"kind {kind!r} has no answers", expected=f"one of {', '.join(KINDS)}")
+    raise UsageError(f"kind {kind!r} has no answers", expected=f"one of {', '.join(TEXT_KINDS)}")
 
 
 def _embeddings(manifest: Manifest, states: torch.Tensor, attention_mask: torch.Tensor) -> list[Embedding]:

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from deltahub.checkpoint import Base
-from deltahub.errors import CheckpointError
+from deltahub.errors import CheckpointError, UsageError
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
 
@@ -60,3 +61,21 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
+
+
+def device_named(name: str) -> torch.device:
+    """The torch device of that name.
+
+    Raises:
+        UsageError: torch has none here, or it holds no numbers.
+    """
+    import torch
+
+    try:
+        device = torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # torch asserts where it was built without the device
+        reason = str(error).partition("\n")[0][:100]
+        raise UsageError(f"device {name!r} ({reason})", expected="cpu, or a device that torch sees here") from None
+    if device.type == "meta":
+        raise UsageError("device 'meta' holds no numbers", expected="cpu, or a device that torch sees here")
+    return device

@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from deltahub.errors import CheckpointError, MismatchError, UsageError
+from deltahub.names import LINEAR_HEAD
 from deltahub.pooling import default_pooling
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def task_model(
     if head not in HEADS:
         raise UsageError(f"head {head!r}", expected=f"one of {', '.join(HEADS)}")
     config = _labelled(config, kind, labels)
-    linear = kind in _POOLED and (head == "linear" or architecture == "LinearHead")
+    linear = kind in _POOLED and (head == "linear" or architecture == LINEAR_HEAD)
     model = _empty_linear(config, backbone, pooling) if linear else _empty_native(config, kind, backbone)
     if architecture is not None and type(model).__name__ != architecture:
         raise MismatchError(

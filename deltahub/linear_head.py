@@ -10,10 +10,8 @@ from torch.nn import functional
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from deltahub.errors import MismatchError
+from deltahub.names import LINEAR_HEAD
 from deltahub.pooling import check_pooling, pool
-
-ARCHITECTURE = "LinearHead"
-"""What a manifest says of such a task; transformers has no class of this name."""
 
 _DROPOUT = (
     "classifier_dropout", "seq_classif_dropout", "classifier_dropout_prob", "cls_dropout", "hidden_dropout_prob",
@@ -44,7 +42,7 @@ class LinearHead(nn.Module):
                 f"a linear head on {type(backbone).__name__}", expected="an encoder or a decoder with a hidden_size",
                 hint="use the native head",
             )  # fmt: skip
-        config.architectures = [ARCHITECTURE]
+        config.architectures = [LINEAR_HEAD]
         self.config = config
         self.pooling = check_pooling(pooling)
         self.backbone = backbone

@@ -8,17 +8,20 @@ from fnmatch import fnmatchcase
 
 from deltahub.errors import UsageError
 
-KINDS = (
+TEXT_KINDS = (
     "text-classification",
     "multi-label-classification",
     "regression",
     "token-classification",
     "embeddings",
-    "text-generation",
-    "image-classification",
-    "other",
 )
+"""Kinds of task that are trained here and have answers here."""
+
+KINDS = (*TEXT_KINDS, "text-generation", "image-classification", "other")
 """What a task does: decides its model class and how its answers look."""
+
+LINEAR_HEAD = "LinearHead"
+"""The architecture of a task with one linear layer on pooled states: the only one that is no class of transformers."""
 
 _TASK = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,98}[a-z0-9])?")
 _TAG = re.compile(r"[a-z](?:[a-z0-9._-]{0,62}[a-z0-9])?")

@@ -58,7 +58,7 @@ class Predictor:
         """Makes ``delta`` ready to answer, in place of a task of the same name.
 
         Raises:
-            UsageError: a kind other than those in `answers.KINDS`.
+            UsageError: a kind other than those in `names.TEXT_KINDS`.
             MismatchError: another base, mask or architecture, a head that does not fit, or ``inputs`` that cannot be.
         """
         check_answerable(delta.manifest)

@@ -28,7 +28,7 @@ class TaskModel:
         delta: the task; kept, as its values are needed for each swap.
 
     Raises:
-        UsageError: a kind other than those in `answers.KINDS`.
+        UsageError: a kind other than those in `names.TEXT_KINDS`.
         MismatchError: another base, mask or architecture, a head that does not fit, or ``inputs`` that cannot be.
     """
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deltahub.cli import common
+from deltahub.names import TEXT_KINDS
 from deltahub.tuning.methods import METHODS
 from deltahub.tuning.settings import CHOICES, Settings
 
 if TYPE_CHECKING:
     from deltahub.delta import Delta
 
-_KINDS = ("text-classification", "multi-label-classification", "regression", "token-classification", "embeddings")
 _MEANINGS = {
     "epochs": "passes over the data",
     "lr": "peak learning rate of what is trained of the base",
@@ -34,6 +34,7 @@ _MEANINGS = {
     "bottleneck": "inner size of hiwi's adapters",
     "activation": "of hiwi's adapters",
 }
+_DEFAULTS = {"lr": "the method's own", "pooling": "what suits the base", "max_length": "128, or what the base takes"}
 _TYPES = {"lr": float, "pooling": str, "max_length": int}  # their default is None
 
 
@@ -49,7 +50,9 @@ def add(commands: common.Commands) -> None:
     train.add_argument("--data", metavar="FILE", type=Path, required=True, help=".jsonl, .csv, .tsv or .parquet")
     train.add_argument("--validation", metavar="FILE", type=Path, help="rows to choose by (default: a tenth of --data)")
     train.add_argument("--test", metavar="FILE", type=Path, help="rows to score the result on, and for nothing else")
-    train.add_argument("--kind", choices=_KINDS, default=_KINDS[0], help=f"what is learned (default: {_KINDS[0]})")
+    train.add_argument(
+        "--kind", choices=TEXT_KINDS, default=TEXT_KINDS[0], help=f"what is learned (default: {TEXT_KINDS[0]})"
+    )
     train.add_argument("--text", metavar="COLUMN", default="text", help="column of the texts (default: text)")
     train.add_argument("--text-pair", metavar="COLUMN", help="column of the second texts, for pairs")
     train.add_argument("--label", metavar="COLUMN", default="label", help="column of the labels (default: label)")
@@ -59,8 +62,7 @@ def add(commands: common.Commands) -> None:
     defaults = Settings()
     for name, meaning in _MEANINGS.items():
         default = getattr(defaults, name)
-        shown = "the method's own" if name == "lr" else "what suits the base" if default is None else default
-        shown = "128, or less if the base takes less" if name == "max_length" else shown
+        shown = _DEFAULTS.get(name, default)
         train.add_argument(
             f"--{name.replace('_', '-')}", default=default, type=_TYPES.get(name) or type(default),
             choices=[choice for choice in CHOICES.get(name, ()) if choice] or None,
@@ -120,9 +122,7 @@ def _train(options: argparse.Namespace) -> None:
                 method=options.method, settings=settings, state=state, resume=options.resume, device=options.device,
                 say=common.words, progress=show,
             )  # fmt: skip
-    except KeyboardInterrupt:
-        raise
-    except BaseException:
+    except Exception:
         if ours and state.is_dir() and not any(state.glob("checkpoint-*")):
             shutil.rmtree(state)  # nothing was done yet that could be gone on with
         raise

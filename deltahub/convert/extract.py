@@ -16,7 +16,7 @@ from deltahub.delta import Delta
 from deltahub.errors import MismatchError, OutsideMaskError, UsageError
 from deltahub.manifest import Manifest, Plain
 from deltahub.mask import Mask
-from deltahub.names import names_like
+from deltahub.names import LINEAR_HEAD, names_like
 from deltahub.rawtensor import RawTensor, narrow
 from deltahub.space import SpaceTensor
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _KINDS = {
     "ForSequenceClassification": "text-classification",
-    "LinearHead": "text-classification",
+    LINEAR_HEAD: "text-classification",
     "ForTokenClassification": "token-classification",
     "ForImageClassification": "image-classification",
     "ForCausalLM": "text-generation",

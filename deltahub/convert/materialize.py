@@ -18,6 +18,7 @@ from deltahub.errors import UsageError
 from deltahub.files import store_errors, sync_folder, write_atomic
 from deltahub.fit import adapted, check_fit
 from deltahub.mask import Mask
+from deltahub.names import LINEAR_HEAD
 from deltahub.rawtensor import RawTensor, narrow
 from deltahub.tensorfile import TensorFile
 
@@ -29,8 +30,6 @@ _COMPANIONS = (
 """What goes along from the base's folder: never weights, code, or files that have nothing to do with a model."""
 
 HEAD_FILE = "head.safetensors"
-_NO_CLASS = "LinearHead"
-"""The one architecture of a task that is no class of transformers."""
 
 
 def materialize(
@@ -78,7 +77,7 @@ def materialize(
 
 def has_own_head(delta: Delta) -> bool:
     """Whether a materialized ``delta`` is the bare model and a HEAD_FILE: one linear layer on its pooled states."""
-    return delta.manifest.architecture == _NO_CLASS
+    return delta.manifest.architecture == LINEAR_HEAD
 
 
 class _Patch:

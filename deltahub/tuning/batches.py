@@ -11,7 +11,7 @@ import torch
 from deltahub.encoding import encode, pad, word_ids
 from deltahub.errors import MismatchError
 from deltahub.tuning.data import Dataset
-from deltahub.tuning.objectives import IGNORED
+from deltahub.tuning.metrics import IGNORED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from deltahub import digest
-from deltahub.backbone import load_backbone, quiet
+from deltahub.backbone import device_named, load_backbone, quiet
 from deltahub.binding import Placement, bind
 from deltahub.checkpoint import Base
 from deltahub.errors import CheckpointError, DataError, UsageError
@@ -75,7 +75,7 @@ def gradient_mask(
         if not least <= value <= most:
             raise UsageError(name, expected=f"{least} to {most}", got=value)
     ref, tokenizer = base.ref, load_tokenizer(base)
-    model = load_backbone(base).float().to(_device(device))
+    model = load_backbone(base).float().to(device_named(device))
     shortest, longest = shortest_input(tokenizer), longest_input(tokenizer, model.config)
     if max_length < shortest:
         raise UsageError("max_length", expected=f"{shortest} or more", got=max_length)
@@ -265,11 +265,3 @@ def _check_texts(texts: Sequence[str]) -> None:
             raise DataError(
                 f"text {number} of {len(texts)}", expected="valid Unicode", got="half a surrogate pair"
             ) from None
-
-
-def _device(name: str) -> torch.device:
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:  # torch asserts where it was built without the device
-        reason = str(error).partition("\n")[0][:100]
-        raise UsageError(f"device {name!r} ({reason})", expected="cpu, or a device that torch sees here") from None

@@ -29,7 +29,7 @@ PRIMARY = {
 """The score that epochs are chosen by; for tokens with BIO names see `primary`."""
 
 IGNORED = -100
-"""The class number of a token that does not count."""
+"""The class number of a token that does not count: a special one, or not the first one of its word."""
 
 _BIO = re.compile(r"O|[BI]-.+", re.DOTALL)
 _TIE = 1e-6

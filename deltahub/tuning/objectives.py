@@ -11,9 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from deltahub.pooling import pool
-
-IGNORED = -100
-"""The label of a token that does not count: a special token, or not the first one of its word."""
+from deltahub.tuning.metrics import IGNORED
 
 Outputs = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
 Inputs = Mapping[str, Any]
@@ -24,7 +22,7 @@ class Objective:
     """Runs a model on a batch and gives its loss.
 
     Attributes:
-        kind: one of `names.KINDS` that can be trained.
+        kind: one of `names.TEXT_KINDS`.
         weights: (classes,) fp32, how much each class (multi-label: each positive) counts; None for all the same.
         pooling: for embeddings, see `pooling.POOLINGS`.
         scale: of the cosines in the contrastive loss, the inverse of a temperature.
@@ -76,5 +74,3 @@ _LOSSES: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], t
     "regression": _number,
     "token-classification": _tokens,
 }
-KINDS = (*_LOSSES, "embeddings")
-"""What can be trained."""

@@ -8,6 +8,7 @@ reach no parameter that the method does not train (Liao et al., ACL 2023: `w <- 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -21,15 +22,16 @@ from deltahub.resident import Resident
 Hook = Callable[[torch.Tensor], None]
 
 
-class Part(nn.Module):
-    """A part of a training. Its parameters are the masters; ``write`` puts them into the model."""
+class Part(nn.Module, ABC):
+    """A part of a training. Its parameters are the masters."""
 
     def __init__(self) -> None:
         super().__init__()
         self._hooks: list[RemovableHandle] = []
 
+    @abstractmethod
     def write(self) -> None:
-        raise NotImplementedError
+        """Puts the masters into the model."""
 
     def watch(self, parameter: nn.Parameter, hook: Hook) -> None:
         """Lets ``hook`` see each gradient of ``parameter``, and free it."""

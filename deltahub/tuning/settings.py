@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from deltahub.errors import UsageError
+from deltahub.heads import HEADS
+from deltahub.pooling import POOLINGS
 
 LENGTH = 128
 """Tokens per text where nothing else is asked for."""
 _MOST = 3e38  # of fp32, in which the optimizer computes
 CHOICES = {
-    "head": ("native", "linear", "shared"),
-    "pooling": (None, "mean", "cls", "last"),
+    "head": HEADS,
+    "pooling": (None, *POOLINGS),
     "class_weights": ("none", "balanced"),
     "precision": ("fp32", "bf16"),
     "activation": ("gelu", "relu", "tanh"),

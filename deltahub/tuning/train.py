@@ -16,7 +16,7 @@ import torch
 from transformers import set_seed
 
 from deltahub import digest
-from deltahub.backbone import load_backbone, quiet
+from deltahub.backbone import device_named, load_backbone, quiet
 from deltahub.checkpoint import Base
 from deltahub.convert.finetuned import open_finetuned
 from deltahub.delta import Delta
@@ -33,7 +33,6 @@ from deltahub.tuning.data import Dataset, class_weights, majority_share
 from deltahub.tuning.delta_model import DeltaModel
 from deltahub.tuning.loop import fit
 from deltahub.tuning.metrics import check_installed, primary
-from deltahub.tuning.objectives import KINDS
 from deltahub.tuning.settings import LENGTH, Settings
 from deltahub.tuning.state import open_state
 
@@ -124,7 +123,7 @@ def train(
         checkpoint = open_state(folder, run, resume=resume)
         set_seed(settings.seed)
         tokenizer = load_tokenizer(base)
-        model = _model(base, mask, method, settings, rows, _device(device))
+        model = _model(base, mask, method, settings, rows, device_named(device))
         know_padding(model.model, tokenizer)
         settings = replace(settings, max_length=_length(base, tokenizer, model.config, asked.max_length, rows))
         open_finetuned(base, model.model)  # what could not be exported is refused before it is trained
@@ -174,8 +173,6 @@ def _size(shape: tuple[int, ...]) -> int:
 
 
 def _check_rows(rows: Dataset, other: Dataset | None, what: str) -> None:
-    if rows.kind not in KINDS:
-        raise UsageError(f"kind {rows.kind!r}", expected=f"one of {', '.join(KINDS)}")
     if other is None:
         return
     if rows.kind != other.kind:
@@ -206,39 +203,25 @@ def _check_embeds(base: Base, model: Any) -> None:
         )  # fmt: skip
 
 
-def _device(name: str) -> torch.device:
-    try:
-        if (device := torch.empty(0, device=name).device).type == "meta":
-            raise RuntimeError("it holds no numbers")
-        return device
-    except (RuntimeError, AssertionError) as error:  # torch asserts where it was built without the device
-        reason = str(error).partition("\n")[0][:100]
-        raise UsageError(f"device {name!r} ({reason})", expected="cpu, or a device that torch sees here") from None
-
-
 def _model(
     base: Base, mask: Mask | None, method: str, settings: Settings, rows: Dataset, device: torch.device
 ) -> DeltaModel:
     resident = Resident(load_backbone(base).to(device), base, mask)
     lacking = resident.binding.own
-    head = "native" if rows.kind == "embeddings" else settings.head
     model = task_model(
-        resident.module, resident.module.config, rows.kind, rows.names, lacking=lacking, head=head,
+        resident.module, resident.module.config, rows.kind, rows.names, lacking=lacking,
+        head="linear" if settings.head == "linear" else "native",
         pooling=settings.pooling,
     )  # fmt: skip
     if rows.kind == "embeddings":
         _check_embeds(base, model)
-    frozen: tuple[str, ...] = ()
-    notes = []
-    if settings.head == "shared" and rows.kind != "embeddings":
-        frozen = share_inner(model, lacking)
-        if not frozen:
-            notes.append("the native head has no inner layer that the base lacks: there is nothing to share")
-    if rows.kind == "embeddings":  # a pooler that the base lacks has no part in them
-        frozen = lacking
+        frozen = lacking  # a pooler that the base lacks has no part in them
+    else:
+        frozen = share_inner(model, lacking) if settings.head == "shared" else ()
     adapters = Adapters(settings.bottleneck, settings.activation, settings.layers, settings.seed)
     made = DeltaModel(model, resident, method, adapters, frozen)
-    made.notes.extend(notes)
+    if settings.head == "shared" and not frozen:
+        made.notes.append("the native head has no inner layer that the base lacks: there is nothing to share")
     if not made.trained_parameters:
         raise MismatchError(f"method {method!r} trains nothing here", hint="embeddings have no head: train with pafi")
     return made

@@ -194,15 +194,13 @@ class Engine:
         assert batch.key is not None
         try:
             self._answer(batch.key, wanted)
-        except DeltahubError as error:
-            return self._failed(batch.key, wanted, error)
         except Exception as error:  # noqa: BLE001  (torch may fail in any way; the thread must live on)
             return self._failed(batch.key, wanted, error)
         return True
 
     def _failed(self, key: Key, wanted: list[Request[Key]], error: Exception) -> bool:
         try:
-            _ = self.resident.stamp  # refuses where a write failed half-way
+            stamp = self.resident.stamp  # refuses where a write failed half-way
         except DeltahubError as poison:
             self._broken = str(poison)
             with self._condition:
@@ -215,8 +213,10 @@ class Engine:
             return False
         self._key = None
         self.counters.failures += 1
-        if len(wanted) == 1:
-            _fail(wanted[0], error)
+        in_place = stamp is not None and (stamp.task, stamp.version, stamp.digest) == key
+        if len(wanted) == 1 or not in_place:  # a swap that failed would fail for each row alike
+            for request in wanted:
+                _fail(request, error)
             return True
         usable = True
         for request in wanted:  # one by one: a row must not spoil the others' answers
@@ -226,7 +226,7 @@ class Engine:
     def _retry(self, key: Key, request: Request[Key]) -> bool:
         try:
             self._answer(key, [request])
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001  (as for the whole batch)
             return self._failed(key, [request], error)
         return True
 

@@ -13,12 +13,9 @@ from typing import Any
 
 from deltahub import DeltahubError, Hub, TaskModel
 from deltahub.errors import FormatError, IntegrityError, MismatchError, NotFoundError, StoreError
+from deltahub_serve.futures import BusyError, done, failed, follow
 
 _MOST_FAILED = 1000
-
-
-class BusyError(DeltahubError):
-    """Too much is being loaded; the same question may be answered later."""
 
 
 Load = Callable[[Any], TaskModel]
@@ -112,18 +109,18 @@ class Library:
             if (known := self._names.get(name)) is not None:
                 known.used = now
                 self._touch(known.loaded)
-                return _done(known.loaded)
+                return done(known.loaded)
             if (failure := self._failed.get(name)) is not None:
                 if now < failure[0]:
-                    return _failed(failure[1])
+                    return failed(failure[1])
                 del self._failed[name]
             if name not in self._pending:
                 if len(self._pending) >= self.settings.loading:
-                    return _failed(
+                    return failed(
                         BusyError(f"{len(self._pending)} tasks are being looked up already", hint="try again")
                     )
                 self._pending[name] = self._pool.submit(self._first, name)
-            return _follow(self._pending[name])
+            return follow(self._pending[name])
 
     def refresh(self, names: list[str] | None = None) -> list[str]:
         """Looks up every name in use again, and loads what is new.
@@ -296,33 +293,3 @@ def hub_trouble(hub: Hub) -> str | None:
     except StoreError as error:
         return str(error)
     return None if there else f"there is no hub at {hub.store.url} any more"
-
-
-def _follow(job: Future[Loaded]) -> Future[Loaded]:
-    """A future of one's own, which can be cancelled without a loss to others."""
-    mine: Future[Loaded] = Future()
-
-    def pass_on(done: Future[Loaded]) -> None:
-        if not mine.set_running_or_notify_cancel():
-            return
-        if done.cancelled():
-            mine.set_exception(BusyError("the library is closing"))
-        elif (error := done.exception()) is not None:
-            mine.set_exception(error)
-        else:
-            mine.set_result(done.result())
-
-    job.add_done_callback(pass_on)
-    return mine
-
-
-def _done(loaded: Loaded) -> Future[Loaded]:
-    future: Future[Loaded] = Future()
-    future.set_result(loaded)
-    return future
-
-
-def _failed(error: DeltahubError) -> Future[Loaded]:
-    future: Future[Loaded] = Future()
-    future.set_exception(error)
-    return future

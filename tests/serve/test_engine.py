@@ -12,7 +12,7 @@ from deltahub_serve.engine import Closed, Engine, Expired
 from deltahub_serve.scheduler import Limits, Overloaded
 
 from deltahub import Base, Delta, Mask, Resident, TaskModel
-from deltahub.errors import DeltahubError
+from deltahub.errors import DeltahubError, ResidentError
 from deltahub.heads import load_tokenizer
 from tests.tasks import random_task
 from tests.tuning.conftest import WORDS, write_text_base
@@ -195,3 +195,22 @@ def test_a_task_of_another_base_is_refused_before_it_is_asked(engine: Engine, de
     foreign = random_task(other, Mask.build(other, 0.05), kind="embeddings", seed=1)
     with pytest.raises(DeltahubError, match="was made on another base"):
         models(engine, [foreign])
+
+
+def test_a_swap_that_fails_is_tried_once_for_all_rows_and_the_engine_goes_on(
+    engine: Engine, deltas: list[Delta], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two, *_ = models(engine, deltas)
+    swap, tries = engine.resident.swap, []
+
+    def fails(*arguments: object) -> None:
+        tries.append(arguments)
+        raise ResidentError("out of memory")
+
+    monkeypatch.setattr(engine.resident, "swap", fails)
+    with engine._condition:
+        futures = engine.submit(one, 1, one.prepare(["w1", "w2", "w3"]))
+    assert all(isinstance(future.exception(60), ResidentError) for future in futures)
+    assert len(tries) == 1
+    monkeypatch.setattr(engine.resident, "swap", swap)
+    assert engine.submit(two, 1, two.prepare(["w1"]))[0].result(60).task == "task1"

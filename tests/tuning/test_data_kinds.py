@@ -18,11 +18,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deltahub.errors import DataError, DeltahubError, UsageError
+from deltahub.names import TEXT_KINDS
 from deltahub.tuning import data
-from deltahub.tuning.data import TRAINABLE, Dataset
+from deltahub.tuning.data import Dataset
 from tests.tuning import conftest as tasks
 
-CLASS, MULTI, SCORE, TOKEN, EMBED = TRAINABLE
+CLASS, MULTI, SCORE, TOKEN, EMBED = TEXT_KINDS
 Rows = list[dict[str, Any]]
 GOOD: dict[str, Rows] = {
     "text-classification": [{"text": "x", "label": "b"}, {"text": "y", "label": "a"}],
@@ -77,7 +78,7 @@ def refusal(origin: Any, **options: Any) -> str:
 
 
 @pytest.mark.parametrize("source", SOURCES)
-@pytest.mark.parametrize("kind", TRAINABLE)
+@pytest.mark.parametrize("kind", TEXT_KINDS)
 def test_every_kind_is_read_alike_from_every_source(kind: str, source: str, tmp_path: Path) -> None:
     assert data.read(SOURCES[source](GOOD[kind], tmp_path), kind=kind) == FOUND[kind]
 
@@ -226,7 +227,7 @@ def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path) -> None:
     assert "rows.parquet needs pyarrow; install deltahub[train]" in done.stdout
 
 
-@given(st.sampled_from(TRAINABLE), st.integers(2, 30), st.floats(0.01, 0.99), st.integers(0, 5))
+@given(st.sampled_from(TEXT_KINDS), st.integers(2, 30), st.floats(0.01, 0.99), st.integers(0, 5))
 def test_a_split_of_every_kind_loses_nothing(kind: str, count: int, share: float, seed: int) -> None:
     rows = MAKERS[kind](40, seed=1).take(range(10, 10 + count))
     if kind == "text-classification" and max(map(rows.labels.count, rows.names)) < 2:

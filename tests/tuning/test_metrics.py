@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from deltahub.errors import DataError, UsageError
-from deltahub.tuning.data import TRAINABLE
+from deltahub.names import TEXT_KINDS
 from deltahub.tuning.metrics import IGNORED, PRIMARY, accuracy, log_loss, macro_f1, primary, scores
 
 PAIRS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=40)
@@ -77,7 +77,7 @@ def test_all_scores_of_all_kinds_are_finite_and_hold_the_primary_one(data: Any, 
         "embeddings": (np.zeros(n), tuple(unit(drawn((n, c), st.floats(1, 2, width=32))) for _ in range(2))),
     }
     names = ("B-A", "I-A", "O", "I-B")[:c]
-    for kind in TRAINABLE:
+    for kind in TEXT_KINDS:
         found = scores(kind, *cases[kind], names)
         assert all(isinstance(value, float) and np.isfinite(value) for value in found.values())
         assert {PRIMARY[kind], primary(kind, names)} <= set(found)

@@ -9,15 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from deltahub.errors import DataError, UsageError
-
-TRAINABLE = (
-    "text-classification",
-    "multi-label-classification",
-    "regression",
-    "token-classification",
-    "embeddings",
-)
-"""The kinds of tasks that rows can be read for."""
+from deltahub.names import TEXT_KINDS
 
 Text = str | tuple[str, ...]
 Label = str | float | tuple[str, ...]
@@ -28,7 +20,7 @@ class Dataset:
     """Texts, each with what is to be learnt of it.
 
     Attributes:
-        kind: one of `TRAINABLE`.
+        kind: one of `names.TEXT_KINDS`.
         texts: n texts, none of them blank; for token classification each is a tuple of words.
         pairs: the n second texts, or None; for embeddings they are what the texts belong to, and required.
         labels: n labels, aligned to ``texts``: a class; a sorted tuple of classes, which may be empty (multi-label); a
@@ -87,9 +79,9 @@ class Dataset:
 
 
 def check_kind(kind: str) -> str:
-    """Returns ``kind``; raises UsageError unless it is one of `TRAINABLE`."""
-    if kind not in TRAINABLE:
-        raise UsageError("the kind of task", expected=f"one of {', '.join(TRAINABLE)}", got=repr(kind))
+    """Returns ``kind``; raises UsageError unless it is one of `names.TEXT_KINDS`."""
+    if kind not in TEXT_KINDS:
+        raise UsageError("the kind of task", expected=f"one of {', '.join(TEXT_KINDS)}", got=repr(kind))
     return kind
 
 

@@ -28,7 +28,7 @@ def load(
         train: ``.jsonl`` (one object a line), ``.csv`` or ``.tsv`` (with a header), each UTF-8; ``.parquet``; a
             dataset of the `datasets` library, whose class numbers become their names; or any rows that are mappings.
         validation: data of one of these, every label of which occurs in ``train``; None splits it off ``train``.
-        kind: one of `dataset.TRAINABLE`.
+        kind: one of `names.TEXT_KINDS`.
         text: column of the texts; for token classification, of lists of words.
         text_pair: column of second texts, if there are any; embeddings need one, by default ``text_pair``.
         label: column of the labels: strings or whole numbers; lists of them for multi-label (in CSV ``a|b``) and, one
