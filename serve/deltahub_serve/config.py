@@ -1,0 +1,116 @@
+"""What can be configured, checked once: `Config` before the start, `Live` at any time without a restart."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from deltahub.errors import UsageError
+
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+Share = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class _Checked(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Live(_Checked):
+    """What may change while requests are answered: Ray Serve's ``user_config`` of the deployment ``Model``.
+
+    Attributes:
+        refresh: seconds after which pushes and moved tags are seen.
+        remember: seconds for which a name that cannot be served is not tried again.
+        cache_bytes: memory for loaded tasks; pinned ones and those in use come on top.
+        batch_rows, batch_tokens: most requests, and most tokens with padding, of a forward pass.
+        patience: seconds that a request may wait before its task goes first.
+        queued, queued_per_task: most requests that wait in a replica, in all and of one task.
+        timeout: seconds that a request may take.
+        splits: task to shares of its versions, ``{"sst2": {3: 0.9, 4: 0.1}}``, for requests that name no version.
+        pinned: tasks that are loaded at once and stay.
+    """
+
+    refresh: Seconds = 10.0
+    remember: Seconds = 2.0
+    cache_bytes: Annotated[int, Field(ge=0)] = 1 << 30
+    batch_rows: Count = 32
+    batch_tokens: Count = 4096
+    patience: Seconds = 0.05
+    queued: Count = 4096
+    queued_per_task: Count = 2048
+    timeout: Seconds = 30.0
+    splits: dict[str, dict[Annotated[int, Field(ge=1)], Share]] = {}
+    pinned: tuple[str, ...] = ()
+
+
+class Config(_Checked):
+    """What a server is started with.
+
+    Attributes:
+        hub, base, revision: where the tasks and the base are.
+        base_name: what clients call the base; its id where None.
+        mask: file or digest of the mask; needed only where the hub has several of this base.
+        device: a torch device; ``"auto"`` takes a GPU where there is one.
+        threads: of torch, in each replica; None takes the CPUs that the replica was given.
+        prefetch: tasks that are loaded before the first request.
+        default_task: answers requests that name no task.
+        max_inputs: most texts of a request.
+        max_body: most bytes of a request.
+        api_keys, admin_keys: sha256 of each key, in hex. Without an admin key the admin routes are shut.
+        live: until the first ``user_config``.
+    """
+
+    hub: str
+    base: str
+    revision: str | None = None
+    base_name: str | None = None
+    mask: str | None = None
+    device: str = "auto"
+    threads: Count | None = None
+    prefetch: tuple[str, ...] = ()
+    default_task: str | None = None
+    max_inputs: Count = 1024
+    max_body: Annotated[int, Field(ge=1024)] = 2_000_000
+    api_keys: tuple[str, ...] = ()
+    admin_keys: tuple[str, ...] = ()
+    live: Live = Live()
+
+    @field_validator("api_keys", "admin_keys")
+    @classmethod
+    def _hashed(cls, keys: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(len(key) == 64 and set(key) <= set("0123456789abcdef") for key in keys):
+            raise ValueError("expected the sha256 of each key in hex: a key itself does not belong in a configuration")
+        return keys
+
+
+def hashed_keys(text: str) -> tuple[str, ...]:
+    """sha256 of each key in ``text``, one a line or separated by commas; ``#`` begins a comment line.
+
+    Raises:
+        UsageError: a key of fewer than 8 characters, or one that no header can carry.
+    """
+    lines = [line.strip() for line in text.splitlines() if not line.lstrip().startswith("#")]
+    keys = [key.strip() for line in lines for key in line.split(",") if key.strip()]
+    for number, key in enumerate(keys, start=1):
+        if len(key) < 8 or not key.isascii() or not key.isprintable() or " " in key:
+            raise UsageError(f"key number {number}", expected="8 or more printable ASCII characters without blanks")
+    return tuple(hashlib.sha256(key.encode()).hexdigest() for key in dict.fromkeys(keys))
+
+
+def key_file(path: Path) -> tuple[str, ...]:
+    """As `hashed_keys`, from a file.
+
+    Raises:
+        UsageError: it cannot be read, or has no key.
+    """
+    try:
+        keys = hashed_keys(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"the key file {path} cannot be read ({error})") from None
+    if not keys:
+        raise UsageError(f"the key file {path} has no key", expected="one key a line")
+    return keys
