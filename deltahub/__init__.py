@@ -10,23 +10,27 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from deltahub import tuning as tuning
     from deltahub.checkpoint import Base as Base
+    from deltahub.client import Client as Client
     from deltahub.convert.extract import extract as extract
     from deltahub.convert.materialize import materialize as materialize
     from deltahub.delta import Delta as Delta
     from deltahub.errors import DeltahubError as DeltahubError
+    from deltahub.heads import load_tokenizer as load_tokenizer
     from deltahub.hub import Hub as Hub
     from deltahub.hub import TaskVersion as TaskVersion
     from deltahub.manifest import Manifest as Manifest
     from deltahub.mask import Mask as Mask
-    from deltahub.merge import merge as merge
+    from deltahub.merging import merge as merge
     from deltahub.predict import Predictor as Predictor
     from deltahub.resident import Resident as Resident
+    from deltahub.sentences import base_task as base_task
     from deltahub.task_model import TaskModel as TaskModel
     from deltahub.tuning.settings import Settings as Settings
     from deltahub.tuning.train import train as train
 
 _HOME = {
     "Base": "checkpoint",
+    "Client": "client",
     "Delta": "delta",
     "DeltahubError": "errors",
     "Hub": "hub",
@@ -37,9 +41,11 @@ _HOME = {
     "Settings": "tuning.settings",
     "TaskModel": "task_model",
     "TaskVersion": "hub",
+    "base_task": "sentences",
     "extract": "convert.extract",
+    "load_tokenizer": "heads",
     "materialize": "convert.materialize",
-    "merge": "merge",
+    "merge": "merging",
     "train": "tuning.train",
 }
 __version__ = "0.1.0"

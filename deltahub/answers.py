@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from deltahub.encoding import Encoded
-from deltahub.errors import MismatchError, UsageError
+from deltahub.errors import FormatError, MismatchError, UsageError
 from deltahub.names import TEXT_KINDS
 from deltahub.pooling import POOLINGS, pool
 
@@ -99,6 +100,61 @@ class Embedding(_Plain):
 
 
 Answer = Prediction | LabelScores | Score | WordLabels | Embedding
+
+
+def from_dict(kind: str, document: Any) -> Answer:
+    """The answer of a task of ``kind`` whose ``as_dict`` is ``document``.
+
+    Raises:
+        FormatError: it is none.
+    """
+    try:
+        match kind:
+            case "text-classification":
+                return Prediction(_text(document["label"]), _number(document["score"]), _scores(document["scores"]))
+            case "multi-label-classification":
+                return LabelScores(tuple(_text(label) for label in document["labels"]), _scores(document["scores"]))
+            case "regression":
+                return Score(_number(document["score"]))
+            case "token-classification":
+                return WordLabels(tuple(_word(word) for word in document["words"]))
+            case "embeddings":
+                return Embedding(_vector(document["embedding"]))
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        problem = f"no field {error}" if isinstance(error, KeyError) else str(error)
+        raise FormatError(f"an answer of a task of {kind}: {problem[:160]}") from None
+    raise FormatError("the kind of a task", expected=f"one of {', '.join(TEXT_KINDS)}", got=ascii(kind)[:40])
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"expected a string, found {type(value).__name__}")
+    return value
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise TypeError(f"expected a finite number, found {str(value)[:20]}")
+    return float(value)
+
+
+def _scores(value: Any) -> dict[str, float]:
+    if not isinstance(value, dict):
+        raise TypeError(f"expected the score of each label, found {type(value).__name__}")
+    return {_text(label): _number(score) for label, score in value.items()}
+
+
+def _word(value: Any) -> WordLabel:
+    index, start, end = (value[name] for name in ("index", "start", "end"))
+    if type(index) is not int or {type(start), type(end)} not in ({int}, {type(None)}):
+        raise TypeError("expected whole numbers for the place of a word")
+    return WordLabel(_text(value["word"]), _text(value["label"]), _number(value["score"]), index, start, end)
+
+
+def _vector(value: Any) -> npt.NDArray[np.float32]:
+    import numpy as np
+
+    return np.array([_number(item) for item in value], np.float32)
 
 
 def check_answerable(manifest: Manifest) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +27,15 @@ class Write:
         if self.at is None:
             self.target.copy_(self.source)
         else:
-            self.target.view(-1).index_copy_(0, self.at, self.source.to(self.target))
+            scatter(self.target.view(-1), self.at, self.source.to(self.target))
+
+
+def scatter(flat: torch.Tensor, index: torch.Tensor, values: torch.Tensor) -> None:
+    """``flat[index] = values``, for an index without repeats."""
+    if flat.device.type == "cpu":  # takes 0.6 to 1.0 times as long as index_copy_ after a forward pass
+        flat.index_put_((index,), values)
+    else:
+        flat.index_copy_(0, index, values)
 
 
 @dataclass(frozen=True)
@@ -39,7 +49,7 @@ class _Slot:
 class DenseSlots:
     """Knows for every base tensor how to write it into the module and how to put the base's own back.
 
-    The base's own are read once, when a tensor is first replaced, and kept.
+    The base's own are read once, when a tensor is first replaced, and kept. Safe for many threads.
     """
 
     def __init__(self, binding: Binding, base: Base) -> None:
@@ -47,9 +57,10 @@ class DenseSlots:
         self._binding = binding
         self._slots: dict[str, list[_Slot]] = {}
         self._own: dict[str, torch.Tensor] = {}
+        self._lock = threading.Lock()
 
     def writes(self, delta: Delta) -> tuple[list[Write], list[Write]]:
-        """Writes for every dense tensor and adapter of ``delta``, and the writes that undo them.
+        """Writes for every dense tensor and adapter of ``delta``, and the writes that undo them, always the same ones.
 
         ``delta`` must fit the base, see `fit.check_fit`.
 
@@ -59,7 +70,7 @@ class DenseSlots:
         writes, undo = [], []
         adapters = {name: materialised(delta, name, self._own_tensor(name)) for name in adapted(delta)}
         for name, tensor in (delta.dense | adapters).items():
-            for slot in self._slots.get(name) or self._find(name):
+            for slot in self._find(name):
                 part = tensor if slot.local is None else tensor.reshape(-1)[slot.local]
                 writes.append(Write(slot.undo.target, part, slot.undo.at))
                 undo.append(slot.undo)
@@ -67,15 +78,25 @@ class DenseSlots:
 
     def _own_tensor(self, name: str) -> torch.Tensor:
         """The base's own tensor, read once."""
+        with self._lock:
+            return self._read(name)
+
+    def _read(self, name: str) -> torch.Tensor:
         if name not in self._own:
             own = self._base.read(name).torch()
             self._base.check_unchanged()  # what is put back later must be what was bound
             self._own[name] = own
         return self._own[name]
 
-    def _find(self, name: str) -> list[_Slot]:
+    def _find(self, name: str) -> Sequence[_Slot]:
+        with self._lock:
+            if name not in self._slots:
+                self._slots[name] = self._places(name)
+            return self._slots[name]
+
+    def _places(self, name: str) -> list[_Slot]:
         source = self._base.space.by_name[name]
-        own = self._own_tensor(name)
+        own = self._read(name)
         slots = []
         for place in self._binding.placements:
             if name not in place.sources:
@@ -88,7 +109,6 @@ class DenseSlots:
                 slots.append(_Slot(Write(target, own.reshape(-1)[local], at.to(target.device)), local))
         if not slots:
             raise MismatchError(f"dense tensor {name}", expected="a place for it in the module", got="none")
-        self._slots[name] = slots
         return slots
 
 

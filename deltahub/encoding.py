@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-import threading
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from deltahub.errors import MismatchError, UsageError
+from deltahub.errors import MismatchError, TooLongError, UsageError
 from deltahub.heads import longest_input, shortest_input
+from deltahub.tokenizing import Example, Span, Tokenized, tokenize
 
 if TYPE_CHECKING:
     import torch
@@ -20,10 +20,7 @@ if TYPE_CHECKING:
 
 Text = str | Sequence[str]
 """A text, or its words in order."""
-Example = dict[str, list[int]]
-"""A tokenizer's columns (``input_ids``, ``attention_mask``, ...) for one text, without padding."""
 
-_TOKENIZING = threading.Lock()
 _CHUNK = re.compile(r"\S+")
 
 
@@ -60,14 +57,17 @@ def prepare(
     pairs: Sequence[str] | None = None,
     *,
     max_length: int,
+    truncate: bool = True,
 ) -> list[Encoded]:
     """What the model of a task takes for each of ``texts``.
 
     Args:
         pairs: the second text of each, for tasks whose ``inputs`` say ``"pair": true``, and for no other.
         max_length: see `task_length`.
+        truncate: cut what is longer than that; else it is refused.
 
     Raises:
+        TooLongError: a text, or pair, of more tokens, without ``truncate``.
         UsageError: pairs that are missing, not wanted or not as many; words for a task of texts; a text that is no
             valid Unicode or has no token.
         MismatchError: token classification with a tokenizer that cannot tell where its tokens are from.
@@ -79,10 +79,14 @@ def prepare(
     if pairs is not None and not wanted:
         raise UsageError(f"{manifest.task} takes single texts", expected="no second text")
     if manifest.kind == "token-classification":
-        return encode_words(tokenizer, texts, max_length=max_length)
+        rows = _tokenize_words(tokenizer, texts, max_length)
+        _check_lengths(manifest, rows, max_length, truncate)
+        return [_with_words(text, row) for text, row in zip(texts, rows, strict=True)]
     if not all(isinstance(text, str) for text in texts):
         raise UsageError(f"{manifest.task} is of kind {manifest.kind}", expected="texts", got="lists of words")
-    return [Encoded(tokens) for tokens in encode(tokenizer, texts, pairs, max_length=max_length)]
+    rows = _tokenize(tokenizer, texts, pairs, max_length)
+    _check_lengths(manifest, rows, max_length, truncate)
+    return [Encoded(row.tokens) for row in rows]
 
 
 def task_length(tokenizer: PreTrainedTokenizerBase, config: Any, manifest: Manifest) -> int:
@@ -118,11 +122,7 @@ def encode(
     Raises:
         UsageError: another number of pairs than texts, or a text that is no valid Unicode or has no token.
     """
-    firsts = _joined(texts)
-    seconds = None if pairs is None else _joined(pairs)
-    if seconds is not None and len(seconds) != len(firsts):
-        raise UsageError("second texts", expected=len(firsts), got=len(seconds))
-    return _rows(_tokenize(tokenizer, firsts, seconds, max_length))
+    return [row.tokens for row in _tokenize(tokenizer, texts, pairs, max_length)]
 
 
 def encode_words(tokenizer: PreTrainedTokenizerBase, texts: Iterable[Text], *, max_length: int) -> list[Encoded]:
@@ -135,10 +135,8 @@ def encode_words(tokenizer: PreTrainedTokenizerBase, texts: Iterable[Text], *, m
         UsageError: as `encode`.
     """
     texts = list(texts)
-    found = _tokenize_words(tokenizer, texts, max_length)
     return [
-        Encoded(tokens, tuple(_words(text, ids, spans)))
-        for text, tokens, (ids, spans) in zip(texts, _rows(found), _places(texts, found), strict=True)
+        _with_words(text, row) for text, row in zip(texts, _tokenize_words(tokenizer, texts, max_length), strict=True)
     ]
 
 
@@ -150,7 +148,8 @@ def word_ids(tokenizer: PreTrainedTokenizerBase, texts: Iterable[Text], *, max_l
         UsageError: as `encode`.
     """
     texts = list(texts)
-    return [ids for ids, _ in _places(texts, _tokenize_words(tokenizer, texts, max_length))]
+    rows = _tokenize_words(tokenizer, texts, max_length)
+    return [_places(text, row)[0] for text, row in zip(texts, rows, strict=True)]
 
 
 def pad(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, torch.Tensor]:
@@ -184,41 +183,44 @@ def _joined(texts: Iterable[Text]) -> list[str]:
 
 
 def _tokenize(
-    tokenizer: PreTrainedTokenizerBase, texts: list[str], pairs: list[str] | None, max_length: int, **extra: bool
-) -> Any:
-    """A BatchEncoding; an empty dictionary where there is no text."""
-    if not texts:
-        return {}
-    with _TOKENIZING:  # a fast tokenizer keeps the length to cut to: another thread's call would change it
-        found = tokenizer(texts, pairs, truncation=True, max_length=max_length, **extra)
-    for number, ids in enumerate(found["input_ids"], start=1):
-        if not ids:  # a tokenizer without special tokens, and an empty text
-            raise UsageError(f"text {number} of {len(texts)}", expected="at least one token", got="none")
-    return found
+    tokenizer: PreTrainedTokenizerBase, texts: Iterable[Text], pairs: Iterable[str] | None, max_length: int
+) -> list[Tokenized]:
+    firsts = _joined(texts)
+    seconds = None if pairs is None else _joined(pairs)
+    if seconds is not None and len(seconds) != len(firsts):
+        raise UsageError("second texts", expected=len(firsts), got=len(seconds))
+    return tokenize(tokenizer, firsts, seconds, max_length)
 
 
-def _tokenize_words(tokenizer: PreTrainedTokenizerBase, texts: list[Text], max_length: int) -> Any:
+def _tokenize_words(tokenizer: PreTrainedTokenizerBase, texts: Iterable[Text], max_length: int) -> list[Tokenized]:
     if not tokenizer.is_fast:
         raise MismatchError(
             f"{type(tokenizer).__name__} cannot tell which words its tokens are from",
             expected="a tokenizer with a tokenizer.json", hint="token classification needs one",
         )  # fmt: skip
-    return _tokenize(tokenizer, _joined(texts), None, max_length, return_offsets_mapping=True)
+    return tokenize(tokenizer, _joined(texts), None, max_length, places=True)
 
 
-def _rows(found: Mapping[str, Any]) -> list[Example]:
-    columns = {name: column for name, column in found.items() if name != "offset_mapping"}
-    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+def _check_lengths(manifest: Manifest, rows: Sequence[Tokenized], max_length: int, truncate: bool) -> None:
+    if truncate:
+        return
+    for number, row in enumerate(rows, start=1):
+        if row.whole > max_length:
+            raise TooLongError(
+                f"text {number} has {row.whole:,} tokens, {manifest.task} takes {max_length:,}", tokens=row.whole,
+                limit=max_length, hint="cut it, or ask with truncate",
+            )  # fmt: skip
 
 
-Span = tuple[int, int]
+def _with_words(text: Text, row: Tokenized) -> Encoded:
+    return Encoded(row.tokens, tuple(_words(text, *_places(text, row))))
 
 
-def _places(texts: list[Text], found: Any) -> Iterable[tuple[list[int | None], list[Span]]]:
-    """For each text the word of each token, and the characters of each word in the joined text."""
-    for number, text in enumerate(texts):
-        offsets: list[Span] = found["offset_mapping"][number]
-        yield _by_tokens(text, offsets, found.word_ids(number)) if isinstance(text, str) else _by_words(text, offsets)
+def _places(text: Text, row: Tokenized) -> tuple[list[int | None], list[Span]]:
+    """The word of each token, and the characters of each word in the joined text."""
+    assert row.spans is not None
+    assert row.words is not None
+    return _by_tokens(text, row.spans, row.words) if isinstance(text, str) else _by_words(text, row.spans)
 
 
 def _by_tokens(text: str, offsets: list[Span], ids: list[int | None]) -> tuple[list[int | None], list[Span]]:

@@ -4,6 +4,7 @@
 
     DeltahubError                 one line: what is wrong, expected, found, what to do next
     ├── UsageError                an argument that cannot be meant (a density of 7)
+    │   └── TooLongError          a text of more tokens than its task takes
     ├── CheckpointError           a checkpoint that cannot be used (pickled, quantised, NaN, shards missing)
     ├── MismatchError             two good things that do not belong together (a mask of another base)
     ├── OutsideMaskError          a fine-tuned checkpoint changed parameters that the delta cannot hold
@@ -15,6 +16,7 @@
     ├── HubError
     │   ├── NotFoundError         no such task, version, tag, mask or blob
     │   └── StoreError            the place where the hub lives failed (permission, disk full, unreachable)
+    ├── ServerError               a server that refused, failed, cannot be reached, or is none of ours
     └── ResidentError             a swap that could not be done; the base was restored
         └── PoisonedError         ... and could not be restored: this resident answers nothing any more
 """
@@ -46,6 +48,15 @@ class DeltahubError(Exception):
 
 
 class UsageError(DeltahubError): ...
+
+
+class TooLongError(UsageError):
+    """A text, or a pair of texts, of ``tokens`` tokens for a task that takes ``limit`` of them."""
+
+    def __init__(self, problem: str, *, tokens: int, limit: int, hint: str | None = None) -> None:
+        super().__init__(problem, hint=hint)
+        self.tokens = tokens
+        self.limit = limit
 
 
 class CheckpointError(DeltahubError): ...
@@ -84,6 +95,38 @@ class NotFoundError(HubError): ...
 
 
 class StoreError(HubError): ...
+
+
+class ServerError(DeltahubError):
+    """A question that a server did not answer.
+
+    Attributes:
+        status: of HTTP; None where there was no response.
+        reason: the server's word for it, such as ``"unknown"`` or ``"overloaded"``; None where it gave none.
+        near: names like the one that it does not know.
+        retryable: whether the same question may be answered later.
+        retry_after: seconds until then; None where nobody knows.
+    """
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        status: int | None = None,
+        reason: str | None = None,
+        near: tuple[str, ...] = (),
+        retryable: bool = False,
+        retry_after: float | None = None,
+        expected: object | None = None,
+        got: object | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(problem, expected=expected, got=got, hint=hint)
+        self.status = status
+        self.reason = reason
+        self.near = near
+        self.retryable = retryable
+        self.retry_after = retry_after
 
 
 class ResidentError(DeltahubError): ...

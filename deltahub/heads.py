@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-import inspect
-import threading
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from deltahub.errors import CheckpointError, MismatchError, UsageError
-from deltahub.names import LINEAR_HEAD
-from deltahub.pooling import default_pooling
+from deltahub.skeletons import backbone_prefix, fill, is_linear, skeleton
 
 if TYPE_CHECKING:
     import torch
@@ -19,30 +15,14 @@ if TYPE_CHECKING:
 
     from deltahub.checkpoint import Base
 
-_AUTO = {
-    "text-classification": "AutoModelForSequenceClassification",
-    "multi-label-classification": "AutoModelForSequenceClassification",
-    "regression": "AutoModelForSequenceClassification",
-    "token-classification": "AutoModelForTokenClassification",
-    "image-classification": "AutoModelForImageClassification",
-}
-_PROBLEM = {
-    "text-classification": "single_label_classification",
-    "multi-label-classification": "multi_label_classification",
-    "regression": "regression",
-    "image-classification": "single_label_classification",
-}
-KINDS = (*_AUTO, "embeddings")
 HEADS = ("native", "linear", "shared")
 """The head of the transformers class; one linear layer; the native one with inner layers that all tasks share."""
 
-_POOLED = ("text-classification", "multi-label-classification", "regression")
 _POSITIONS_AFTER_PADDING = (
     "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "data2vec-text", "ibert", "mpnet",
     "xmod", "luke", "esm", "longformer",
 )  # fmt: skip
 """Models that count positions from the padding token's number on, and so take fewer than they have."""
-_DTYPE = threading.Lock()
 _VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken", "tekken.json")
 
 
@@ -108,7 +88,7 @@ def task_model(
     Args:
         backbone: what ``AutoModel`` gives for ``config``.
         config: its configuration; it is copied, not changed.
-        kind: one of KINDS; ``embeddings`` gives ``backbone`` back.
+        kind: one of `skeletons.KINDS`; ``embeddings`` gives ``backbone`` back.
         labels: class names; none for ``embeddings`` and ``regression``.
         architecture: class name that the task was trained with.
         lacking: parameters of ``backbone`` that its base does not have (such as a pooler); the task model gets its
@@ -123,21 +103,11 @@ def task_model(
     """
     if kind == "embeddings":
         return backbone
-    if kind not in _AUTO:
-        raise UsageError(f"kind {kind!r} has no task model", expected=f"one of {', '.join(KINDS)}")
     if head not in HEADS:
         raise UsageError(f"head {head!r}", expected=f"one of {', '.join(HEADS)}")
-    config = _labelled(config, kind, labels)
-    linear = kind in _POOLED and (head == "linear" or architecture == LINEAR_HEAD)
-    model = _empty_linear(config, backbone, pooling) if linear else _empty_native(config, kind, backbone)
-    if architecture is not None and type(model).__name__ != architecture:
-        raise MismatchError(
-            f"the task's model on {type(backbone).__name__}", expected=architecture, got=type(model).__name__,
-            hint="the delta belongs to another base or needs another version of transformers",
-        )  # fmt: skip
-    prefix = backbone_prefix(model)
-    _share(model, prefix[:-1], model.get_submodule(prefix[:-1]), backbone, frozenset(lacking))
-    _materialize(model, next(backbone.parameters()))
+    linear = is_linear(kind, head, architecture)
+    model = skeleton(backbone, config, kind, labels, architecture, lacking=lacking, linear=linear, pooling=pooling)
+    fill(model, next(backbone.parameters()), initialise=True)
     if head == "shared":
         share_inner(model, lacking)
     return model
@@ -175,24 +145,21 @@ def know_padding(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
         model.config.pad_token_id = tokenizer.pad_token_id
 
 
-def backbone_prefix(model: nn.Module) -> str:
-    """Where the backbone's parameters stand in a task model: ``"bert."``; empty for a backbone itself."""
-    name = str(getattr(model, "base_model_prefix", ""))
-    return f"{name}." if name and hasattr(model, name) else ""
-
-
 def head_names(model: nn.Module, lacking: Collection[str] = ()) -> list[str]:
     """Floating-point names of ``model``'s state dict that the base does not have; ``lacking`` as in `task_model`."""
+    return list(_head(model, lacking))
+
+
+def _head(model: nn.Module, lacking: Collection[str]) -> dict[str, torch.Tensor]:
     prefix = backbone_prefix(model)
     if not prefix:
-        return []
+        return {}
     own = {prefix + name for name in lacking}
-    state = model.state_dict()
-    return [
-        name
-        for name, tensor in state.items()
+    return {
+        name: tensor
+        for name, tensor in model.state_dict().items()
         if tensor.is_floating_point() and (not name.startswith(prefix) or name in own)
-    ]
+    }
 
 
 def load_head(model: nn.Module, head: Mapping[str, torch.Tensor], lacking: Collection[str] = ()) -> None:
@@ -203,8 +170,7 @@ def load_head(model: nn.Module, head: Mapping[str, torch.Tensor], lacking: Colle
     """
     import torch
 
-    state = model.state_dict()
-    wanted = head_names(model, lacking)
+    wanted = _head(model, lacking)
     what = f"the head of {type(model).__name__}"
     if missing := sorted(set(wanted) - set(head)):
         raise MismatchError(f"{what} lacks {', '.join(missing[:5])}", expected=f"{len(wanted)} tensors", got=len(head))
@@ -213,87 +179,11 @@ def load_head(model: nn.Module, head: Mapping[str, torch.Tensor], lacking: Colle
             f"{what} has no place for {', '.join(unknown[:5])}", expected=", ".join(wanted) or "no head"
         )
     for name in wanted:
-        if state[name].shape != head[name].shape:
-            raise MismatchError(f"{name} of {what}", expected=tuple(state[name].shape), got=tuple(head[name].shape))
+        if wanted[name].shape != head[name].shape:
+            raise MismatchError(f"{name} of {what}", expected=tuple(wanted[name].shape), got=tuple(head[name].shape))
     with torch.no_grad():
-        for name in wanted:
-            state[name].copy_(head[name])
-
-
-def _empty_native(config: Any, kind: str, backbone: nn.Module) -> nn.Module:
-    """The transformers class of ``kind``, on the meta device."""
-    import torch
-    import transformers
-
-    try:
-        # transformers sets torch's default dtype to the config's meanwhile, which other threads would see
-        with _DTYPE, torch.device("meta"):
-            model: nn.Module = getattr(transformers, _AUTO[kind]).from_config(config, dtype=torch.get_default_dtype())
-    except ValueError:
-        raise MismatchError(f"{type(backbone).__name__} has no model for {kind}", hint="choose another base") from None
-    return model
-
-
-def _empty_linear(config: Any, like: nn.Module, pooling: str | None) -> nn.Module:
-    """A linear head on a backbone as ``like``, without the pooler that it would not use, on the meta device."""
-    import torch
-    from transformers import AutoModel
-
-    from deltahub.linear_head import LinearHead
-
-    has_pooler = "add_pooling_layer" in inspect.signature(type(like)).parameters
-    with _DTYPE, torch.device("meta"):
-        own: dict[str, Any] = {"add_pooling_layer": False} if has_pooler else {}
-        backbone = AutoModel.from_config(config, dtype=torch.get_default_dtype(), **own)
-        return LinearHead(backbone, config, default_pooling(config) if pooling is None else pooling)
-
-
-def _labelled(config: Any, kind: str, labels: Sequence[str]) -> Any:
-    config = copy.deepcopy(config)
-    if kind == "regression":
-        config.num_labels = 1
-    else:
-        config.id2label = dict(enumerate(labels))
-        config.label2id = {label: number for number, label in enumerate(labels)}
-    config.problem_type = _PROBLEM.get(kind)
-    return config
-
-
-def _share(parent: nn.Module, name: str, empty: nn.Module, filled: nn.Module, lacking: frozenset[str]) -> None:
-    """Puts ``filled`` in the place of ``empty`` in ``parent``, or as much of it as ``empty`` has and is not lacking."""
-    if not lacking and _layout(empty) == _layout(filled):
-        setattr(parent, name, filled)
-        return
-    for parameter in list(empty._parameters):
-        if parameter not in lacking and parameter in filled._parameters:
-            empty._parameters[parameter] = filled._parameters[parameter]
-    for buffer in list(empty._buffers):
-        if buffer in filled._buffers:
-            empty._buffers[buffer] = filled._buffers[buffer]
-    for child, module in list(empty.named_children()):
-        below = frozenset(item.removeprefix(f"{child}.") for item in lacking if item.startswith(f"{child}."))
-        if child in filled._modules and (held := filled._modules[child]) is not None:
-            _share(empty, child, module, held, below)
-
-
-def _layout(module: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
-    return [(name, tuple(parameter.shape)) for name, parameter in module.named_parameters(remove_duplicate=False)]
-
-
-def _materialize(model: nn.Module, like: torch.Tensor) -> None:
-    """Gives memory and initial values to the modules that are still on the meta device."""
-    for module in model.modules():
-        tensors = [*module._parameters.values(), *module._buffers.values()]
-        if not any(tensor is not None and tensor.is_meta for tensor in tensors):
-            continue
-        if not all(tensor is None or tensor.is_meta for tensor in tensors):
-            raise MismatchError(
-                f"{type(module).__name__} is partly in the base", hint="this architecture is not supported"
-            )
-        module.to_empty(device=like.device, recurse=False)
-        for parameter in module.parameters(recurse=False):
-            parameter.data = parameter.data.to(like.dtype)
-        model._init_weights(module)  # type: ignore[operator]
+        for name, tensor in wanted.items():
+            tensor.copy_(head[name])
 
 
 def _first_line(error: Exception) -> str:

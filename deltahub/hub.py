@@ -17,7 +17,7 @@ from deltahub.manifest import MaskRef
 from deltahub.names import check_tag, check_task, parse_reference
 from deltahub.pushing import TaskVersion
 from deltahub.records import MaskRecord, VersionRecord
-from deltahub.stores import Store, open_store
+from deltahub.stores import Entry, Store, open_store
 from deltahub.verification import VerifyReport
 from deltahub.versions import Progress
 
@@ -31,12 +31,23 @@ __all__ = ["Hub", "TaskInfo", "TaskVersion"]
 
 @dataclass(frozen=True)
 class TaskInfo:
-    """A line of `Hub.tasks`: newest version, how many there are, names of the tags."""
+    """A line of `Hub.tasks`: what a listing says, without any record.
+
+    Attributes:
+        task: its name.
+        newest: number of its newest version.
+        versions: how many there are.
+        tags: their names.
+        numbers: of the versions, ascending.
+        moved: when each of ``tags`` was last written, seconds since 1970 by the clock of the store.
+    """
 
     task: str
     newest: int
     versions: int
     tags: tuple[str, ...]
+    numbers: tuple[int, ...] = ()
+    moved: tuple[float, ...] = ()
 
 
 class Hub:
@@ -126,12 +137,11 @@ class Hub:
 
     def tasks(self) -> list[TaskInfo]:
         """Every task that has a version, by name; reads no records, so that thousands list at once."""
-        found = keys.listings(entry.key for entry in self.store.list("tasks"))
-        return [
-            TaskInfo(task, listing.live[-1], len(listing.live), tuple(sorted(listing.tags)))
-            for task, listing in sorted(found.items())
-            if listing.live
-        ]
+        return _infos(self.store.list("tasks"))
+
+    def task(self, name: str) -> TaskInfo | None:
+        """The line of one task; None where it has no version. Costs the same however many tasks there are."""
+        return next(iter(_infos(self.store.list(f"tasks/{check_task(name)}"))), None)
 
     def versions(self, task: str) -> list[VersionRecord]:
         """Records of a task's live versions, oldest first."""
@@ -242,6 +252,18 @@ class Hub:
             raise NotFoundError(
                 f"no mask {key[6:22]} in the hub", got=_shown(digest[:16] for digest in known if digest)
             ) from None
+
+
+def _infos(entries: Iterable[Entry]) -> list[TaskInfo]:
+    """The line of every task that has a version, by name."""
+    written = {entry.key: entry.modified for entry in entries}
+    infos = []
+    for task, listing in sorted(keys.listings(written).items()):
+        if numbers := tuple(listing.live):
+            tags = tuple(sorted(listing.tags))
+            moved = tuple(written[keys.tag(task, tag)] for tag in tags)
+            infos.append(TaskInfo(task, numbers[-1], len(numbers), tags, numbers, moved))
+    return infos
 
 
 def _check_number(found: Listing, task: str, number: int) -> None:

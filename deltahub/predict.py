@@ -114,7 +114,7 @@ class Predictor:
             raise UsageError("batch_size", expected="1 or more", got=batch_size)
         encoded = task.prepare(texts, pairs)
         if (stamp := self._resident.stamp) is None or stamp.digest != task.delta.digest:
-            self._resident.swap(task.delta)
+            self._resident.swap(task.prepared)
         order = sorted(range(len(encoded)), key=lambda row: len(encoded[row].tokens["input_ids"]))
         found: dict[int, Answer] = {}
         for start in range(0, len(order), batch_size):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field
 
 import torch
 
@@ -10,12 +11,13 @@ from deltahub.backbone import load_backbone
 from deltahub.binding import bind
 from deltahub.checkpoint import Base
 from deltahub.delta import Delta
-from deltahub.dense import DenseSlots, Write
+from deltahub.dense import DenseSlots, Write, scatter
 from deltahub.errors import MismatchError, PoisonedError, ResidentError
 from deltahub.fit import check_fit
 from deltahub.layout import check_values, flatten, segments
 from deltahub.mask import Mask
 from deltahub.rawtensor import RawTensor, torch_dtype
+from deltahub.skeletons import Skeletons
 
 
 @dataclass(frozen=True)
@@ -27,13 +29,39 @@ class Stamp:
     digest: str
 
 
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A delta that one resident has checked and made ready, so that a swap does nothing but write.
+
+    The delta's tensors must not be changed any more: some of them are written from where they are.
+
+    Attributes:
+        delta: the task.
+        resident: whose `Resident.prepare` made this.
+        parts: the values for each of its segments, in the segment's dtype; None without values.
+        writes: of dense tensors, adapters and the head.
+        undo: the writes that put back what ``writes`` replace.
+    """
+
+    delta: Delta
+    resident: Resident = field(repr=False)
+    parts: tuple[torch.Tensor, ...] | None = field(repr=False)
+    writes: tuple[Write, ...] = field(repr=False)
+    undo: tuple[Write, ...] = field(repr=False)
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """All that is kept for the next swap, whether in memory of its own or in the delta's."""
+        return [*(self.parts or ()), *(write.source for write in self.writes)]
+
+
 class Resident:
     """A module bound to a base: `swap` puts a task's values into it, `restore` the base's.
 
     Every tensor of the base in ``module`` becomes a view of one flat buffer per dtype and device, in the order of the
     parameter space. Parameters keep their identity, so ties, hooks and optimizers go on working.
 
-    Not safe for concurrent use: one thread swaps and runs the module.
+    Not safe for concurrent use: one thread swaps and runs the module. Others may `prepare` and `check` meanwhile.
 
     Args:
         module: a loaded model with the base's values, alone or inside a task model; its other parameters are its head.
@@ -59,10 +87,12 @@ class Resident:
         self._dense = DenseSlots(self.binding, base)
         state = module.state_dict(keep_vars=True)
         self._own = {name: state[name] for name in self.binding.own}
-        self._own_at_start: dict[str, torch.Tensor] = {}
-        self._undo: list[Write] = []
+        self._own_undo: dict[str, Write] = {}
+        self._own_lock = threading.Lock()
+        self._undo: tuple[Write, ...] = ()
         self._stamp: Stamp | None = None
         self._poison: str | None = None
+        self.skeletons = Skeletons(module, self.binding.own)
 
     @staticmethod
     def load(base: Base, mask: Mask | None) -> Resident:
@@ -89,33 +119,56 @@ class Resident:
         Raises:
             MismatchError: another base, another mask, or tensors that do not fit.
         """
-        self._prepare(delta)
+        self.prepare(delta)
 
-    def swap(self, delta: Delta, version: int | None = None) -> Stamp:
-        """Puts ``delta`` in place of whatever is there: one indexed write of k values, and its few dense tensors.
+    def prepare(self, delta: Delta) -> Prepared:
+        """Does all of a swap that can be done once: the checks, conversions, and products of low-rank factors.
+
+        May run on any thread; nothing is changed.
+
+        Raises:
+            MismatchError: another base, another mask, or tensors that do not fit.
+        """
+        check_fit(delta, self.base, self.mask)
+        with torch.no_grad():
+            writes, undo = self._dense.writes(delta)
+            for name, tensor in delta.head.items():
+                if name in self._own:
+                    undo.append(self._undo_of_head(delta, name, tensor))
+                    writes.append(Write(undo[-1].target, tensor))
+            parts = None
+            if (values := delta.values) is not None:
+                parts = tuple(values[segment.part].to(segment.flat.dtype) for segment in self.segments)
+        return Prepared(delta, self, parts, tuple(writes), tuple(undo))
+
+    def swap(self, task: Delta | Prepared, version: int | None = None) -> Stamp:
+        """Puts ``task`` in place of whatever is there: one indexed write of k values, and its few dense tensors.
 
         The head is written where the module has one of its shape; a bare backbone ignores it.
 
         Args:
+            task: what `prepare` gave, so that nothing is done again that need not be; a delta is prepared first.
             version: number in a hub, for the stamp.
 
         Raises:
-            MismatchError: another base, another mask, or tensors that do not fit; nothing was changed.
+            MismatchError: another base, another mask, tensors that do not fit, or prepared by another resident; nothing
+                was changed.
             ResidentError: the write failed; the base's values are back in place.
             PoisonedError: ... and could not be put back.
         """
         self._check_usable()
-        writes, undo = self._prepare(delta)
-        values = delta.values
+        prepared = task if isinstance(task, Prepared) else self.prepare(task)
+        delta = prepared.delta
+        if prepared.resident is not self:
+            raise MismatchError(f"{delta.task} was prepared by another resident", hint="prepare it with this one")
         self._stamp, self._poison = None, "a swap is under way"
         try:
-            self._write_back()
-            self._undo = undo
-            if values is not None:
-                self._write_values(values)
+            self._change_undo(prepared.undo)
+            if prepared.parts is not None:
+                self._write_values(prepared.parts)
             else:
                 self._write_base_values()
-            for write in writes:
+            for write in prepared.writes:
                 write.run()
         except BaseException as error:
             self._recover(f"swapping in {delta.task}", error)
@@ -150,20 +203,28 @@ class Resident:
             values[segment.part] = segment.flat[segment.index].to(values)
         return RawTensor.of_torch(values)
 
-    def _write_values(self, values: torch.Tensor) -> None:
-        for segment in self.segments:
-            part = values[segment.part].to(segment.flat.device, segment.flat.dtype)
-            segment.flat.index_copy_(0, segment.index, part)
+    def _write_values(self, parts: tuple[torch.Tensor, ...]) -> None:
+        for segment, part in zip(self.segments, parts, strict=True):
+            scatter(segment.flat, segment.index, part.to(segment.flat.device))
 
     def _write_base_values(self) -> None:
         for segment in self.segments:
-            segment.flat.index_copy_(0, segment.index, segment.base)
+            scatter(segment.flat, segment.index, segment.base)
+
+    def _change_undo(self, undo: tuple[Write, ...]) -> None:
+        """Undoes what the task in place has written and the next one, of ``undo``, will not write over."""
+        before, again = self._undo, {id(write) for write in undo}
+        self._undo = (*before, *undo)
+        for write in before:
+            if id(write) not in again:
+                write.run()
+        self._undo = undo
 
     def _write_back(self) -> None:
         """Undoes the dense writes of the task in place."""
         for write in self._undo:
             write.run()
-        self._undo = []
+        self._undo = ()
 
     def _recover(self, doing: str, error: BaseException) -> None:
         try:
@@ -180,21 +241,15 @@ class Resident:
         if self._poison:
             raise PoisonedError(f"the resident cannot answer: {self._poison}", hint="load the base anew")
 
-    def _prepare(self, delta: Delta) -> tuple[list[Write], list[Write]]:
-        """The dense and head writes of ``delta`` and those that undo them, after every check."""
-        check_fit(delta, self.base, self.mask)
-        with torch.no_grad():
-            writes, undo = self._dense.writes(delta)
-            for name, tensor in delta.head.items():
-                own = self._own.get(name)
-                if own is None:
-                    continue
-                if own.shape != tensor.shape or own.dtype != tensor.dtype:
-                    raise MismatchError(
-                        f"head {name} of {delta.task}", expected=f"{own.dtype} {tuple(own.shape)}",
-                        got=f"{tensor.dtype} {tuple(tensor.shape)}", hint="bind a module with as many labels",
-                    )  # fmt: skip
-                writes.append(Write(own.data, tensor))
-                at_start = self._own_at_start.setdefault(name, own.detach().clone())
-                undo.append(Write(own.data, at_start))
-        return writes, undo
+    def _undo_of_head(self, delta: Delta, name: str, tensor: torch.Tensor) -> Write:
+        """Puts back what the module's own tensor ``name`` was before any task; always the same one."""
+        own = self._own[name]
+        if own.shape != tensor.shape or own.dtype != tensor.dtype:
+            raise MismatchError(
+                f"head {name} of {delta.task}", expected=f"{own.dtype} {tuple(own.shape)}",
+                got=f"{tensor.dtype} {tuple(tensor.shape)}", hint="bind a module with as many labels",
+            )  # fmt: skip
+        with self._own_lock:
+            if name not in self._own_undo:
+                self._own_undo[name] = Write(own.data, own.detach().clone())
+            return self._own_undo[name]

@@ -15,7 +15,7 @@ from deltahub.convert.extract import extract
 from deltahub.convert.materialize import materialize
 from deltahub.errors import CheckpointError, MismatchError, OutsideMaskError, UsageError
 from deltahub.mask import Mask
-from deltahub.merge import merge
+from deltahub.merging import merge
 from deltahub.rawtensor import RawTensor
 from deltahub.resident import Resident
 from tests.deltas import random_delta

@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -20,9 +21,10 @@ LAYERS = [
     {"codecs", "stores", "manifest", "space"},
     {"checkpoint_files", "checkpoint", "selection", "mask", "delta", "fit", "records", "rounding"},
     {"backbone", "binding", "layout", "dense", "resident", "heads"}
-    | {"pooling", "linear_head", "shared_head", "encoding", "answers", "task_model"},
+    | {"pooling", "linear_head", "shared_head", "skeletons", "tokenizing", "encoding", "answers", "task_model"}
+    | {"sentences"},
     {"hub", "pushing", "versions", "garbage", "verification", "report"},
-    {"transfer", "tuning", "convert", "merge", "compare", "predict"},
+    {"transfer", "tuning", "convert", "merging", "compare", "predict", "replies", "client"},
     {"cli"},
 ]
 """From the bottom up: a module imports from its own layer or from one below."""
@@ -113,6 +115,8 @@ def test_hub_commands_need_no_torch(tmp_path):
 def test_public_names_are_there():
     import deltahub
 
-    assert all(getattr(deltahub, name) is not None for name in deltahub.__all__)
+    for _ in range(2):  # a module of the same name would stand in the way from its import on
+        found = {name: getattr(deltahub, name) for name in deltahub.__all__}
+    assert [name for name, value in found.items() if isinstance(value, ModuleType)] == ["tuning"]
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = deltahub.nothing

@@ -15,8 +15,9 @@ from transformers import BertConfig, BertModel
 from deltahub.backbone import load_backbone, quiet
 from deltahub.binding import bind
 from deltahub.checkpoint import Base
-from deltahub.heads import backbone_prefix, head_names, task_model
+from deltahub.heads import head_names, task_model
 from deltahub.mask import Mask
+from deltahub.skeletons import backbone_prefix
 from deltahub.tuning import DeltaModel, attach
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -62,7 +62,7 @@ def check_output(options: argparse.Namespace) -> None:
 def hub_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--hub", metavar="URL", default=os.environ.get("DELTAHUB_HUB", "./hub"),
-        help="where the deltahub hub is: a folder or file:// URL (default: $DELTAHUB_HUB, then ./hub)",
+        help="where the hub is: a folder, s3://bucket/prefix or another URL (default: $DELTAHUB_HUB, then ./hub)",
     )  # fmt: skip
 
 

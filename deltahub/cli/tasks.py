@@ -189,7 +189,7 @@ def _diff(options: argparse.Namespace) -> None:
 
 
 def _merge(options: argparse.Namespace) -> None:
-    from deltahub.merge import merge
+    from deltahub.merging import merge
 
     deltas = [common.load_delta(name, options) for name in options.tasks]
     merged = merge(deltas, weights=options.weights, method=options.method, task=options.task, head=options.head)

@@ -19,10 +19,10 @@ from deltahub.checkpoint import Base
 from deltahub.convert.extract import extract
 from deltahub.delta import Delta
 from deltahub.errors import MismatchError, UsageError
-from deltahub.heads import backbone_prefix
 from deltahub.manifest import Plain
 from deltahub.mask import Mask
 from deltahub.resident import Resident
+from deltahub.skeletons import backbone_prefix
 from deltahub.space import role
 from deltahub.tuning.choice import Adapters, choose, mask_for
 from deltahub.tuning.hiwi import HiWi

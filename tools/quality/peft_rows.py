@@ -17,7 +17,8 @@ from deltahub.backbone import load_backbone, quiet
 from deltahub.binding import bind
 from deltahub.checkpoint import Base
 from deltahub.encoding import encode, pad
-from deltahub.heads import backbone_prefix, head_names, load_tokenizer, task_model
+from deltahub.heads import head_names, load_tokenizer, task_model
+from deltahub.skeletons import backbone_prefix
 from deltahub.tuning import loop
 from deltahub.tuning.data import Dataset
 from deltahub.tuning.settings import Settings
