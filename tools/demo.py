@@ -1,4 +1,4 @@
-"""The main job from end to end, on real parts: four text tasks on one base, trained, pushed, pulled, swapped.
+"""The main job from end to end, on real parts: four text tasks on one base, trained, pushed, pulled, swapped, served.
 
 Every step prints the command that does the same by hand. Nothing is downloaded: the base comes from an installed
 package, the texts from docstrings of what is installed.
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).parent))
+import demo_serving
 import demo_tasks
 
 from deltahub.cli import main as deltahub
@@ -102,6 +103,9 @@ def main() -> None:
 
     title("What is saved")
     run("report", "--hub", hub, "--base", base)
+
+    title("Serve all of them over HTTP from one resident base")
+    demo_serving.serve(base, hub, PULLED, out / "data", QUESTION)
     print(f"\n{time.perf_counter() - start:.0f} s in all; everything made is in {out}/")
 
 

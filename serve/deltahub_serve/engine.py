@@ -9,32 +9,14 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from deltahub import DeltahubError, Resident, TaskModel
+from deltahub_serve.passes import Answered, Counters, Pass
 from deltahub_serve.scheduler import Batch, Limits, Request, Scheduler
 
 Key = tuple[str, int | None, str]
 """Task, version and digest."""
-
-
-@dataclass(frozen=True)
-class Answered:
-    """An answer and what it took.
-
-    Attributes:
-        answer: as `deltahub.TaskModel.run` gives it.
-        task, version, digest: whose values were in place, by the resident's stamp.
-        queued, swapped, ran: seconds in the queue, for the swap (0 where the values were in place), and for the pass.
-        rows: requests in the pass.
-    """
-
-    answer: Any
-    task: str
-    version: int | None
-    digest: str
-    queued: float
-    swapped: float
-    ran: float
-    rows: int
 
 
 class Expired(Exception):
@@ -49,21 +31,13 @@ class Closed(Exception):
 class _Work:
     model: TaskModel
     encoded: Any
-    future: Future[Answered]
+    future: Waiting
 
 
-@dataclass
-class Counters:
-    """What the engine has done since it began; seconds are sums."""
+class Waiting(Future[Answered]):
+    """The future of one request."""
 
-    requests: int = 0
-    passes: int = 0
-    swaps: int = 0
-    failures: int = 0
-    expired: int = 0
-    queue_seconds: float = 0.0
-    swap_seconds: float = 0.0
-    run_seconds: float = 0.0
+    request: Request[Key]
 
 
 class Engine:
@@ -75,13 +49,23 @@ class Engine:
         resident: owned from now on.
         limits: see `scheduler.Limits`.
         clock: monotonic seconds.
+        threads: that torch uses for a pass; None leaves it to torch.
+        observe: told about every pass before its answers are given, in the engine's thread; must be quick.
     """
 
     def __init__(
-        self, resident: Resident, limits: Limits | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        resident: Resident,
+        limits: Limits | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        threads: int | None = None,
+        observe: Callable[[Pass], None] | None = None,
     ) -> None:
         self.resident = resident
         self.counters = Counters()
+        self._threads = threads
+        self._observe = observe
         self._clock = clock
         self._condition = threading.Condition()
         self._scheduler: Scheduler[Key] = Scheduler(limits or Limits(), clock)
@@ -94,7 +78,7 @@ class Engine:
 
     def submit(
         self, model: TaskModel, version: int | None, encoded: Sequence[Any], *, deadline: float | None = None
-    ) -> list[Future[Answered]]:
+    ) -> list[Waiting]:
         """One future for each of ``encoded``; cancelling one takes it out of the queue.
 
         Args:
@@ -110,8 +94,9 @@ class Engine:
         delta = model.delta
         requests = []
         for item in encoded:
-            work = _Work(model, item, Future())
+            work = _Work(model, item, Waiting())
             request = Request((delta.task, version, delta.digest), delta.task, len(item.tokens["input_ids"]), work)
+            work.future.request = request
             request.deadline = request.deadline if deadline is None else deadline
             requests.append(request)
         with self._condition:
@@ -122,8 +107,15 @@ class Engine:
                 self._scheduler.submit(request)
             self._condition.notify()
         for request in requests:
-            request.payload.future.add_done_callback(lambda future, request=request: self._dropped(future, request))
+            request.payload.future.add_done_callback(self._dropped)
         return [request.payload.future for request in requests]
+
+    def cancel(self, futures: Sequence[Waiting]) -> None:
+        """Takes all that still wait out of their queues at once."""
+        with self._condition:
+            self._scheduler.cancel(*(future.request for future in futures))
+        for future in futures:
+            future.cancel()
 
     def set_limits(self, limits: Limits) -> None:
         """Applies from the next request on."""
@@ -163,12 +155,14 @@ class Engine:
             return f"one pass has taken more than {stuck_after:g} s"
         return None
 
-    def _dropped(self, future: Future[Answered], request: Request[Key]) -> None:
-        if future.cancelled():
+    def _dropped(self, future: Future[Answered]) -> None:
+        if isinstance(future, Waiting) and future.cancelled() and future.request.waiting:
             with self._condition:
-                self._scheduler.cancel(request)
+                self._scheduler.cancel(future.request)
 
     def _loop(self) -> None:
+        if self._threads is not None:
+            torch.set_num_threads(self._threads)  # counts for the thread that calls it
         while True:
             with self._condition:
                 self._busy_since = None
@@ -236,7 +230,7 @@ class Engine:
         stamp = self.resident.stamp
         swapped = 0.0
         if stamp is None or (stamp.task, stamp.version, stamp.digest) != key:
-            stamp = self.resident.swap(model.delta, key[1])
+            stamp = self.resident.swap(model.prepared, key[1])
             swapped = self._clock() - start
             self.counters.swaps += 1
         found = model.run([request.payload.encoded for request in wanted])
@@ -245,18 +239,21 @@ class Engine:
         assert self._key == key
         with self._condition:
             self._scheduler.took(len(wanted), ran + swapped)
-        self._count(wanted, start, swapped, ran)
+        self._count(key[0], wanted, start, swapped, ran)
         for request, answer in zip(wanted, found, strict=True):
             queued = start - request.arrived
             request.payload.future.set_result(Answered(answer, *key, queued, swapped, ran, len(wanted)))
 
-    def _count(self, wanted: list[Request[Key]], start: float, swapped: float, ran: float) -> None:
+    def _count(self, task: str, wanted: list[Request[Key]], start: float, swapped: float, ran: float) -> None:
+        queued, tokens = [start - request.arrived for request in wanted], [request.tokens for request in wanted]
         counters = self.counters
         counters.requests += len(wanted)
         counters.passes += 1
         counters.swap_seconds += swapped
         counters.run_seconds += ran
-        counters.queue_seconds += sum(start - request.arrived for request in wanted)
+        counters.queue_seconds += sum(queued)
+        if self._observe is not None:
+            self._observe(Pass(task, sum(tokens), len(tokens) * max(tokens), tuple(queued), swapped, ran))
 
 
 def _fail(request: Request[Key], error: Exception) -> None:

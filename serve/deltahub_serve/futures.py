@@ -1,9 +1,13 @@
-"""Small futures: one that is done, one that failed, and one's own view of another."""
+"""Small futures: one that is done, one that failed, one's own view of another, and waiting for many in a loop."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import itertools
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from deltahub import DeltahubError
 
@@ -42,3 +46,53 @@ def failed(error: DeltahubError) -> Future[T]:
     future: Future[T] = Future()
     future.set_exception(error)
     return future
+
+
+async def ended(futures: Sequence[Future[Any]]) -> None:
+    """Waits, without a thread, until all of ``futures`` have ended in whatever way."""
+    loop = asyncio.get_running_loop()
+    waiter = loop.create_future()
+    left = itertools.count(len(futures) - 1, -1)
+
+    def tell() -> None:
+        if not waiter.done():
+            waiter.set_result(None)
+
+    def one(_: Future[Any]) -> None:
+        if next(left) == 0:
+            with contextlib.suppress(RuntimeError):  # whoever waited has gone, and their loop with them
+                loop.call_soon_threadsafe(tell)
+
+    for future in futures:
+        future.add_done_callback(one)
+    await waiter
+
+
+def otherwise(job: Future[T], alternative: Callable[[DeltahubError], Future[T]]) -> Future[T]:
+    """``job``, or where it fails what ``alternative`` then gives. Being too busy is no failure: it passes."""
+    if job.done() and job.exception() is None:
+        return job
+    mine: Future[T] = Future()
+
+    def settle(ended: Future[T]) -> None:
+        if not mine.set_running_or_notify_cancel():
+            return
+        if (error := ended.exception()) is None:
+            mine.set_result(ended.result())
+        elif isinstance(error, DeltahubError) and not isinstance(error, BusyError):
+            _pass_on(alternative(error), mine)
+        else:
+            mine.set_exception(error)
+
+    job.add_done_callback(settle)
+    return mine
+
+
+def _pass_on(source: Future[T], target: Future[T]) -> None:
+    def settle(ended: Future[T]) -> None:
+        if (error := ended.exception()) is None:
+            target.set_result(ended.result())
+        else:
+            target.set_exception(error)
+
+    source.add_done_callback(settle)

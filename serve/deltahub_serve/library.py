@@ -1,69 +1,28 @@
-"""From what a client calls a task to a model that can answer: names looked up, deltas loaded, the latest used kept."""
+"""From what a client calls a task to a model that can answer: the meanings of names, and the latest used in memory."""
 
 from __future__ import annotations
 
 import random
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, wait
 
-from deltahub import DeltahubError, Hub, TaskModel
-from deltahub.errors import FormatError, IntegrityError, MismatchError, NotFoundError, StoreError
-from deltahub_serve.futures import BusyError, done, failed, follow
+from deltahub import DeltahubError, Hub
+from deltahub.hub import TaskInfo
+from deltahub_serve.futures import done, otherwise
+from deltahub_serve.listing import HubWatch, Listing
+from deltahub_serve.loading import Load, Loader
+from deltahub_serve.meanings import Meaning, Meanings, target
+from deltahub_serve.settings import LibraryCounters, LibrarySettings
+from deltahub_serve.shelf import Key, Loaded, Shelf
 
-_MOST_FAILED = 1000
-
-
-Load = Callable[[Any], TaskModel]
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A task version that can answer.
-
-    Attributes:
-        task, version: its name and number in the hub.
-        model: ready for the engine.
-        size: bytes that it takes in memory.
-    """
-
-    task: str
-    version: int
-    model: TaskModel = field(repr=False)
-    size: int
-
-
-@dataclass(frozen=True)
-class LibrarySettings:
-    """How much is kept, and how soon the hub is looked at again.
-
-    Attributes:
-        budget: bytes of loaded tasks; pinned ones and those in use come on top.
-        refresh: seconds after which a name is looked up again.
-        remember: seconds for which a failure is the answer, so that it is not tried for every request.
-        loaders: tasks that are loaded at a time.
-        loading: most names that wait to be loaded; who asks for another one is told to come back.
-        splits: task to shares of its versions, ``{"sst2": {3: 0.9, 4: 0.1}}``, for requests that name no version.
-    """
-
-    budget: int = 1 << 30
-    refresh: float = 10.0
-    remember: float = 2.0
-    loaders: int = 2
-    loading: int = 256
-    splits: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
-
-
-@dataclass
-class _Name:
-    """What ``"task"``, ``"task@3"`` or ``"task:tag"`` meant when it was last looked up."""
-
-    loaded: Loaded
-    used: float
+_WINDOW = 64
+"""Tasks of a prefetch that are on their way at a time, so that requests find room beside them."""
+_FEW = 100
+"""Tasks that are rather looked up one by one than by a listing of the whole hub."""
+_UNUSED = 60.0
+"""Seconds at least for which a name that nobody asks for is looked up again."""
 
 
 class Library:
@@ -81,19 +40,24 @@ class Library:
     def __init__(
         self, hub: Hub, load: Load, settings: LibrarySettings | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self.hub = hub
         self.settings = settings or LibrarySettings()
-        self.trouble: dict[str, str] = {}
-        self._load = load
+        self.watch = HubWatch(hub, clock)
+        self.listing = Listing(self.watch, clock, self.settings.remember)
         self._clock = clock
         self._lock = threading.Lock()
-        self._names: dict[str, _Name] = {}
-        self._models: OrderedDict[tuple[str, int], Loaded] = OrderedDict()
-        self._pinned: set[str] = set()
-        self._pending: dict[str, Future[Loaded]] = {}
-        self._failed: dict[str, tuple[float, DeltahubError]] = {}
-        self._pool = ThreadPoolExecutor(self.settings.loaders, thread_name_prefix="deltahub-load")
+        self._meanings = Meanings()
+        self._shelf = Shelf(self.settings.budget)
+        self._pinned: frozenset[str] = frozenset()
+        self._kept: frozenset[str] = frozenset()
+        self._hits = 0
+        self._evictions = 0
+        self._refreshed = clock()
         self._choose = random.Random()  # noqa: S311  (shares of traffic, not a secret)
+        self._loader = Loader(
+            self.listing, load, self._have, self._means, clock=clock, threads=self.settings.loaders,
+            remember=self.settings.remember, most=self.settings.loading,
+        )  # fmt: skip
+        self.trouble = self._loader.trouble
 
     def get(self, name: str) -> Future[Loaded]:
         """The task version that ``name`` means; at once where it is loaded, else loaded once for all who ask.
@@ -101,195 +65,219 @@ class Library:
         Raises (from the future):
             UsageError: no name of a task.
             NotFoundError: the hub has no such task, version or tag.
+            BusyError: too much is being loaded.
             DeltahubError: it cannot be read, or does not fit the base.
         """
-        name = self._split(name)
-        with self._lock:
-            now = self._clock()
-            if (known := self._names.get(name)) is not None:
-                known.used = now
-                self._touch(known.loaded)
-                return done(known.loaded)
-            if (failure := self._failed.get(name)) is not None:
-                if now < failure[0]:
-                    return failed(failure[1])
-                del self._failed[name]
-            if name not in self._pending:
-                if len(self._pending) >= self.settings.loading:
-                    return failed(
-                        BusyError(f"{len(self._pending)} tasks are being looked up already", hint="try again")
-                    )
-                self._pending[name] = self._pool.submit(self._first, name)
-            return follow(self._pending[name])
+        shares = self.settings.splits.get(name)
+        return self._by_share(name, shares) if shares else self._get(name)
 
-    def refresh(self, names: list[str] | None = None) -> list[str]:
-        """Looks up every name in use again, and loads what is new.
+    def has(self, name: str) -> bool:
+        """Whether `get` would give it at once."""
+        return all(part in self._meanings for part in self._parts(name))
+
+    def refresh(self, names: Iterable[str] | None = None) -> list[str]:
+        """Looks up every name in use again, and loads what is new; where nothing has changed, no record is read.
 
         Args:
-            names: only these; None means all. Those that nobody has asked for during ten refreshes are forgotten.
+            names: only these tasks and references, and those that failed lately too; None means all. Names that
+                nobody has asked for during ten refreshes and a minute are forgotten, but not what they meant.
 
         Returns:
             Names that mean another version now.
+
+        Raises:
+            StoreError: the hub cannot be read; everything stays as it was.
+        """
+        only = None if names is None else set(names)
+        self._loader.look_again(only)
+        self.listing.forget()
+        wanted = self._in_use(only)
+        infos = self._look({_task(name) for name in wanted})
+        changed = [name for name in wanted if self._renew(name, infos.get(_task(name)), at_once=only is not None)]
+        self._refreshed = self._clock()
+        self._load_kept()
+        return changed
+
+    def refresh_age(self) -> float:
+        """Seconds since the names in use were last looked up."""
+        return self._clock() - self._refreshed
+
+    def configure(self, settings: LibrarySettings, kept: Iterable[str] = ()) -> None:
+        """Applies ``settings`` from now on; a smaller budget is kept to at once.
+
+        Args:
+            kept: pinned besides what `pin` pinned; other threads load them, and failures are ``trouble``.
         """
         with self._lock:
-            stale = self._clock() - 10 * self.settings.refresh
-            for name in [
-                name for name, known in self._names.items() if known.used < stale and name not in self._pinned
-            ]:
-                del self._names[name]
-            wanted = list(self._names) if names is None else [name for name in names if name in self._names]
-            self._failed.clear()
-        return [name for name in wanted if self._renew(name)]
+            self.settings = settings
+            self.listing.fresh = self._loader.remember = settings.remember
+            self._loader.most = settings.loading
+            self._shelf.budget = settings.budget
+            self._kept = frozenset(kept)
+            self._shrink()
+        self._load_kept()
+
+    def prefetch(self, names: Iterable[str], seconds: float) -> None:
+        """Waits until ``names`` are loaded, but no longer than ``seconds``; what failed is ``trouble``."""
+        end = time.monotonic() + seconds
+        parts = list(dict.fromkeys(part for name in names for part in self._parts(name)))
+        for start in range(0, len(parts), _WINDOW):
+            loading = {part: self._get(part, telling=True) for part in parts[start : start + _WINDOW]}
+            wait(loading.values(), max(0.0, end - time.monotonic()))
+            late = [part for part, future in loading.items() if not future.done()]
+            self.trouble.update({part: f"{part} was not loaded within {seconds:g} s" for part in late})
 
     def pin(self, name: str) -> Loaded:
-        """Loads a task now and keeps it whatever the budget. Raises as `get`."""
-        found = self.get(name).result()
+        """Loads a task now, all its shares where it is split, and keeps it whatever the budget. Raises as `get`."""
+        found = [self._get(part).result() for part in self._parts(name)]
         with self._lock:
-            self._pinned.add(name)
-        return found
+            self._pinned |= {name}
+        return found[0]
 
-    def unpin(self, name: str) -> None:
+    def unpin(self, name: str) -> bool:
+        """Whether it was pinned."""
         with self._lock:
-            self._pinned.discard(name)
+            was = name in self._pinned | self._kept
+            self._pinned -= {name}
+            self._kept -= {name}
             self._shrink()
+        return was
+
+    @property
+    def pinned(self) -> tuple[str, ...]:
+        return tuple(sorted(self._pinned | self._kept))
 
     def evict(self, task: str | None = None) -> int:
         """Forgets a task's versions, or all that are not pinned; returns how many."""
         with self._lock:
-            gone = [key for key in self._models if (task is None or key[0] == task) and not self._is_pinned(key)]
-            for key in gone:
-                self._forget(key)
+            stay = self._staying()
+            gone = [one.key for one in self._shelf if (task is None or one.task == task) and one.key not in stay]
+            self._forget(gone)
             return len(gone)
 
     def loaded(self) -> list[Loaded]:
         """What is in memory, the latest used last."""
         with self._lock:
-            return list(self._models.values())
+            return list(self._shelf)
 
-    def close(self) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+    @property
+    def counters(self) -> LibraryCounters:
+        return LibraryCounters(self._hits, self._loader.loads, self._loader.failures, self._evictions)
 
-    def _split(self, name: str) -> str:
-        """Where a plain task name is split between versions, one of them by lot."""
-        if not (shares := self.settings.splits.get(name)):
-            return name
+    def close(self, *, wait: bool = True) -> None:
+        """Takes no more names; with ``wait`` until loads that are under way have ended."""
+        self._loader.close(wait=wait)
+
+    def _parts(self, name: str) -> list[str]:
+        """What ``name`` is split into, the largest share first."""
+        shares = self.settings.splits.get(name, {})
+        return [f"{name}@{number}" for number in sorted(shares, key=lambda number: -shares[number])] or [name]
+
+    def _by_share(self, name: str, shares: Mapping[int, float]) -> Future[Loaded]:
+        """One version by lot; where it cannot be had, one of the others."""
         with self._lock:
             number = self._choose.choices(list(shares), list(shares.values()))[0]
-        return f"{name}@{number}"
+        part, others = f"{name}@{number}", {other: share for other, share in shares.items() if other != number}
 
-    def _first(self, name: str) -> Loaded:
-        try:
-            found = self._fetch_or_older(name)
-        except DeltahubError as error:
-            with self._lock:
-                self._failed[name] = (self._clock() + self.settings.remember, error)
-                while len(self._failed) > _MOST_FAILED:
-                    del self._failed[next(iter(self._failed))]
-                del self._pending[name]
-            raise
-        except BaseException:
-            with self._lock:
-                del self._pending[name]
-            raise
+        def other_version(error: DeltahubError) -> Future[Loaded]:
+            self.trouble[part] = f"{error}; the other versions of {name} answer in its place"
+            return self._by_share(name, others)
+
+        return otherwise(self._get(part), other_version) if others else self._get(part)
+
+    def _get(self, name: str, *, telling: bool = False) -> Future[Loaded]:
+        """``telling`` makes a failure ``trouble``: nobody else would hear of it."""
         with self._lock:
-            self._names[name] = _Name(found, self._clock())
-            del self._pending[name]
-        return found
+            if (known := self._meanings.get(name)) is not None:
+                known.used = self._clock()
+                self._shelf.get(known.loaded.key)
+                self._hits += 1
+                return done(known.loaded)
+        future = self._loader.start(name)
+        if telling:
+            future.add_done_callback(lambda ended: self._tell(name, ended))
+        return future
 
-    def _renew(self, name: str) -> bool:
-        before = self._names.get(name)
-        try:
-            found = self._fetch(name)
-        except NotFoundError as error:
-            if hub_trouble(self.hub):  # an empty place is no proof that somebody removed a task
-                self.trouble[name] = str(error)
-                return False
+    def _tell(self, name: str, ended: Future[Loaded]) -> None:
+        if not ended.cancelled() and (error := ended.exception()) is not None:
+            self.trouble[name] = str(error)
+
+    def _load_kept(self) -> None:
+        for name in self.pinned:
+            for part in self._parts(name):
+                if part not in self._meanings:
+                    self._get(part, telling=True)
+
+    def _have(self, key: Key) -> Loaded | None:
+        with self._lock:
+            return self._shelf.get(key)
+
+    def _means(self, name: str, loaded: Loaded) -> None:
+        with self._lock:
+            self._shelf.put(loaded)
+            self._meanings.put(name, Meaning(loaded, self._clock()))
+            self._shrink(loaded.key)
+
+    def _in_use(self, only: set[str] | None) -> list[str]:
+        with self._lock:
+            stale = self._clock() - max(10 * self.settings.refresh, _UNUSED)
+            pinned = {part for name in self._pinned | self._kept for part in self._parts(name)}
+            for name in self._meanings:
+                meaning = self._meanings.get(name)
+                if meaning is not None and meaning.used < stale and name not in pinned:
+                    self._meanings.drop(name)
+            return [name for name in self._meanings if only is None or name in only or _task(name) in only]
+
+    def _look(self, tasks: set[str]) -> dict[str, TaskInfo]:
+        if len(tasks) > _FEW:
+            return self.listing.tasks()
+        if not tasks:
+            self.watch.check()
+        return {task: info for task in tasks if (info := self.listing.task(task)) is not None}
+
+    def _renew(self, name: str, info: TaskInfo | None, *, at_once: bool) -> bool:
+        """Whether ``name`` means another version now; ``at_once`` tries what failed before, however lately."""
+        now, wanted = self._clock(), target(name, info)
+        if (meaning := self._meanings.get(name)) is None:
+            return False
+        if info is None or wanted is None:
             with self._lock:
-                self._names.pop(name, None)
-            self.trouble.pop(name, None)
-            return True
+                self._meanings.drop(name)
+        elif not meaning.unchanged(name, info, now):
+            return (at_once or meaning.due(wanted, now)) and self._reload(name, meaning, wanted)
+        self.trouble.pop(name, None)
+        return wanted is None
+
+    def _reload(self, name: str, meaning: Meaning, wanted: object) -> bool:
+        now, before = self._clock(), meaning.loaded
+        try:
+            found = self._loader.fetch(name)
         except DeltahubError as error:
+            meaning.could_not(wanted, now, self.settings.refresh)
             self.trouble[name] = str(error)
             return False
         self.trouble.pop(name, None)
         with self._lock:
-            if before is None or self._names.get(name) is not before:
+            if self._meanings.get(name) is not meaning:  # evicted meanwhile
                 return False
-            changed = found.version != before.loaded.version
-            self._names[name] = _Name(found, before.used)
-            return changed
+            meaning.read(found, now)
+            self._shelf.put(found)
+            self._meanings.put(name, meaning)
+            self._shrink(found.key)
+        return found is not before
 
-    def _fetch_or_older(self, name: str) -> Loaded:
-        """As `_fetch`; where a plain task name means a damaged version, the newest one that is whole."""
-        try:
-            return self._fetch(name)
-        except (FormatError, IntegrityError, MismatchError) as error:
-            if "@" in name or ":" in name:
-                raise
-            newest = next(info.newest for info in self.hub.tasks() if info.task == name)
-            for number in range(newest - 1, 0, -1):
-                try:
-                    found = self._fetch(f"{name}@{number}")
-                except DeltahubError:
-                    continue
-                self.trouble[name] = f"{error}; {name}@{number} answers in its place"
-                return found
-            raise
+    def _staying(self) -> set[Key]:
+        parts = {part for name in self._pinned | self._kept for part in self._parts(name)}
+        return {meaning.loaded.key for part in parts if (meaning := self._meanings.get(part)) is not None}
 
-    def _fetch(self, name: str) -> Loaded:
-        """What ``name`` means now, loaded."""
-        record = self.hub.version(name)
-        key = (record.task, record.number)
-        with self._lock:
-            if (found := self._models.get(key)) is not None:
-                return found
-        try:
-            delta = self.hub.pull(record.reference)
-            model = self._load(delta)
-        except NotFoundError as error:  # the version is there, one of its parts is not
-            raise IntegrityError(f"{record.reference} is not whole: {error}") from None
-        except DeltahubError:
-            raise
-        except Exception as error:  # whatever torch or transformers make of it
-            raise MismatchError(f"{record.reference} cannot be loaded ({str(error)[:160]})") from error
-        size = sum(raw.data.nbytes * (2 if part.startswith("head.") else 1) for part, raw in delta.tensors.items())
-        made = Loaded(record.task, record.number, model, size)
-        with self._lock:
-            self._models.setdefault(key, made)
-            self._touch(made)
-            self._shrink(keep=key)
-            return self._models[key]
+    def _shrink(self, *used: Key) -> None:
+        self._forget(self._shelf.over(self._staying() | set(used)))
 
-    def _touch(self, loaded: Loaded) -> None:
-        key = (loaded.task, loaded.version)
-        if key in self._models:
-            self._models.move_to_end(key)
-
-    def _shrink(self, keep: tuple[str, int] | None = None) -> None:
-        over = sum(loaded.size for loaded in self._models.values()) - self.settings.budget
-        for key in list(self._models):
-            if over <= 0:
-                return
-            if key != keep and not self._is_pinned(key):
-                over -= self._models[key].size
-                self._forget(key)
-
-    def _forget(self, key: tuple[str, int]) -> None:
-        del self._models[key]
-        for name in [name for name, known in self._names.items() if (known.loaded.task, known.loaded.version) == key]:
-            del self._names[name]
-
-    def _is_pinned(self, key: tuple[str, int]) -> bool:
-        return any(
-            name in self._pinned and (known.loaded.task, known.loaded.version) == key
-            for name, known in self._names.items()
-        )
+    def _forget(self, keys: Iterable[Key]) -> None:
+        for key in keys:
+            self._evictions += self._shelf.drop(key)
+            self._meanings.drop_version(key)
 
 
-def hub_trouble(hub: Hub) -> str | None:
-    """Why the hub cannot be read now; None where it can."""
-    try:
-        there = hub.store.stat("hub.json") is not None
-    except StoreError as error:
-        return str(error)
-    return None if there else f"there is no hub at {hub.store.url} any more"
+def _task(name: str) -> str:
+    return name.partition("@")[0].partition(":")[0]

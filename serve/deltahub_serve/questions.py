@@ -118,6 +118,7 @@ class TaskCard:
         tags: tag to version number where one task was asked for, else the tags' names with 0.
         created: seconds since 1970 of the newest version.
         trouble: why the newest version cannot be read, if so.
+        pair: whether it compares two texts.
     """
 
     name: str
@@ -128,6 +129,7 @@ class TaskCard:
     tags: dict[str, int]
     created: int
     trouble: str | None = None
+    pair: bool = False
 
 
 @dataclass(frozen=True)

@@ -140,12 +140,15 @@ class Scheduler(Generic[Key]):
                 self._deadlines = [entry for entry in self._deadlines if entry[2].waiting]
                 heapq.heapify(self._deadlines)
 
-    def cancel(self, request: Request[Key]) -> bool:
-        """Takes a request out of its queue; False where it is on its way or answered already."""
-        if not request.waiting:
-            return False
-        self._remove(request.key, {id(request)})
-        return True
+    def cancel(self, *requests: Request[Key]) -> bool:
+        """Takes requests out of their queues; False where one is on its way or answered already."""
+        gone: dict[Key, set[int]] = {}
+        for request in requests:
+            if request.waiting:
+                gone.setdefault(request.key, set()).add(id(request))
+        for key, numbers in gone.items():
+            self._remove(key, numbers)
+        return sum(map(len, gone.values())) == len(requests)
 
     def next_batch(self, resident: Key | None = None) -> Batch[Key]:
         """The next pass; ``key`` is None where nothing waits.

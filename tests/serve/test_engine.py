@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from deltahub_serve.engine import Closed, Engine, Expired
+from deltahub_serve.passes import Pass
 from deltahub_serve.scheduler import Limits, Overloaded
 
 from deltahub import Base, Delta, Mask, Resident, TaskModel
@@ -214,3 +215,29 @@ def test_a_swap_that_fails_is_tried_once_for_all_rows_and_the_engine_goes_on(
     assert len(tries) == 1
     monkeypatch.setattr(engine.resident, "swap", swap)
     assert engine.submit(two, 1, two.prepare(["w1"]))[0].result(60).task == "task1"
+
+
+def test_every_pass_is_told_before_its_answers_are_there(base: Base, deltas: list[Delta]) -> None:
+    told: list[Pass] = []
+    engine = Engine(Resident.load(base, Mask.build(base, 0.05)), observe=told.append)
+    one, two, *_ = models(engine, deltas)
+    for model, texts in ((one, ["w1", "w2 w3 w4"]), (one, ["w1"]), (two, ["w1"])):
+        with engine._condition:
+            futures = engine.submit(model, 1, model.prepare(texts))
+        assert [future.result(60).rows for future in futures] == [len(texts)] * len(texts)
+    assert [(seen.task, seen.rows, seen.tokens, seen.padded) for seen in told] == [
+        ("task0", 2, 3 + 5, 10), ("task0", 1, 3, 3), ("task1", 1, 3, 3),
+    ]  # fmt: skip
+    assert [seen.swapped > 0 for seen in told] == [True, False, True]
+    assert all(seen.ran > 0 and min(seen.queued) >= 0 for seen in told)
+    engine.close()
+
+
+def test_many_are_cancelled_at_once(engine: Engine, deltas: list[Delta]) -> None:
+    model = models(engine, deltas)[0]
+    with engine._condition:
+        futures = engine.submit(model, 1, model.prepare(["w1"] * 5))
+        engine.cancel(futures[:4])
+        assert engine.waiting == 1
+    assert all(future.cancelled() for future in futures[:4])
+    assert futures[4].result(60).rows == 1

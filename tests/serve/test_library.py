@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -9,20 +10,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from deltahub_serve.library import Library, LibrarySettings, hub_trouble
+from deltahub_serve.futures import BusyError
+from deltahub_serve.library import Library
+from deltahub_serve.settings import LibrarySettings
 
 from deltahub import Base, Delta, Hub, Mask, Resident, TaskModel
-from deltahub.errors import IntegrityError, MismatchError, NotFoundError, UsageError
+from deltahub.errors import DeltahubError, IntegrityError, MismatchError, NotFoundError, StoreError, UsageError
 from deltahub.heads import load_tokenizer
+from tests.serve.conftest import Clock, Gate
 from tests.tasks import random_task
 from tests.tuning.conftest import write_text_base
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture(scope="module")
@@ -158,13 +155,14 @@ def test_a_hub_that_has_gone_leaves_what_is_loaded(
     assert version(library, "sst2") == 1
     (tmp_path / "hub").rename(tmp_path / "away")
     (tmp_path / "hub").write_text("no folder any more")
-    library.refresh()
+    with pytest.raises(StoreError):
+        library.refresh()
     assert version(library, "sst2") == 1
-    assert hub_trouble(hub) is not None
+    assert library.watch.trouble() is not None
     (tmp_path / "hub").unlink()
     (tmp_path / "away").rename(tmp_path / "hub")
     library.refresh()
-    assert (version(library, "sst2"), library.trouble) == (1, {})
+    assert (version(library, "sst2"), library.trouble, library.watch.trouble()) == (1, {}, None)
 
 
 def test_a_removed_task_is_not_answered_after_the_refresh(library: Library, hub: Hub, base: Base, mask: Mask) -> None:
@@ -270,3 +268,242 @@ def test_one_task_that_cannot_be_loaded_does_not_stop_the_others(
     assert library.refresh() == ["b"]
     assert "out of memory" in library.trouble["a"]
     library.close()
+
+
+def test_a_smaller_budget_is_kept_to_at_once(hub: Hub, base: Base, mask: Mask, loads: Loads) -> None:
+    for number, task in enumerate(("a", "b", "c")):
+        push(hub, base, mask, number, task=task)
+    library = Library(hub, loads)
+    for task in ("a", "b", "c"):
+        version(library, task)
+    library.pin("b")
+    library.configure(LibrarySettings(budget=0))
+    assert [loaded.task for loaded in library.loaded()] == ["b"]
+    assert (library.has("a"), library.has("b")) == (False, True)
+    assert library.counters.evictions == 2
+    library.close()
+
+
+def test_a_pin_follows_its_name_to_a_new_version(library: Library, hub: Hub, base: Base, mask: Mask) -> None:
+    push(hub, base, mask, 1)
+    library.pin("sst2")
+    push(hub, base, mask, 2)
+    library.refresh()
+    library.configure(LibrarySettings(budget=0))
+    assert [loaded.reference for loaded in library.loaded()] == ["sst2@2"]
+
+
+def test_kept_names_are_loaded_and_those_that_fail_are_told(library: Library, hub: Hub, base: Base, mask: Mask) -> None:
+    push(hub, base, mask, 1)
+    library.prefetch(["sst2", "lost"], 60)
+    library.configure(library.settings, ["sst2", "lost"])
+    assert library.pinned == ("lost", "sst2")
+    assert list(library.trouble) == ["lost"]
+    push(hub, base, mask, 1, task="lost")
+    library.refresh()
+    assert version(library, "lost") == 1
+    assert library.trouble == {}
+    assert library.unpin("lost")
+    assert not library.unpin("lost")
+
+
+def test_a_share_that_cannot_be_loaded_goes_to_the_others(
+    hub: Hub, base: Base, mask: Mask, loads: Loads, tmp_path: Path
+) -> None:
+    for seed in (1, 2, 3):
+        push(hub, base, mask, seed)
+    damage(hub, "sst2@2", tmp_path / "hub")
+    library = Library(hub, loads, LibrarySettings(splits={"sst2": {1: 0.4, 2: 0.6}, "lost": {1: 0.5, 2: 0.5}}))
+    assert {version(library, "sst2") for _ in range(20)} == {1}
+    assert "the other versions of sst2 answer in its place" in library.trouble["sst2@2"]
+    with pytest.raises(NotFoundError):
+        version(library, "lost")
+    library.close()
+
+
+def test_while_a_task_is_loading_others_answer(hub: Hub, base: Base, mask: Mask, loads: Loads, gate: Gate) -> None:
+    for task in ("quick", "slow"):
+        push(hub, base, mask, 1, task=task)
+
+    def load(delta: Delta) -> TaskModel:
+        if delta.task == "slow":
+            gate.through()
+        return loads(delta)
+
+    library = Library(hub, load, LibrarySettings(loaders=1, loading=1))
+    assert version(library, "quick") == 1
+    waits = library.get("slow")
+    assert gate.reached.wait(60)
+    assert library.get("quick").done()
+    with pytest.raises(BusyError):
+        version(library, "quick@1")
+    gate.open()
+    assert waits.result(60).version == 1
+    library.close()
+
+
+def test_a_load_that_was_under_way_at_a_refresh_gives_what_the_refresh_would(
+    hub: Hub, base: Base, mask: Mask, loads: Loads, gate: Gate
+) -> None:
+    push(hub, base, mask, 1)
+
+    def load(delta: Delta) -> TaskModel:
+        gate.through()
+        return loads(delta)
+
+    library = Library(hub, load)
+    waits = library.get("sst2")
+    assert gate.reached.wait(60)
+    push(hub, base, mask, 2)
+    library.refresh(["sst2"])
+    gate.open()
+    assert waits.result(60).version == 2
+    library.close()
+
+
+class Counted:
+    """A store that counts what is read of it, by the first part of the method and key."""
+
+    def __init__(self, store: object) -> None:
+        self.store = store
+        self.calls: Counter[str] = Counter()
+
+    def __getattr__(self, name: str) -> object:
+        method = getattr(self.store, name)
+
+        def call(*arguments: object, **more: object) -> object:
+            self.calls[f"{name} {str(arguments[0]).partition('/')[0]}"] += 1
+            return method(*arguments, **more)
+
+        return call if callable(method) else method
+
+
+def test_a_refresh_reads_nothing_of_tasks_that_have_not_changed(hub: Hub, base: Base, mask: Mask, loads: Loads) -> None:
+    for task in ("a", "b", "c"):
+        push(hub, base, mask, 1, task=task, tags=("prod",))
+    clock, store = Clock(), Counted(hub.store)
+    library = Library(Hub(store), loads, clock=clock)  # type: ignore[arg-type]
+    for name in ("a", "b:prod", "c@1"):
+        version(library, name)
+    library.refresh()
+    clock.now += 4.0  # what a coarse clock of a store could hide has come to light
+    library.refresh()
+    store.calls.clear()
+    assert library.refresh() == []
+    assert store.calls == {"list tasks": 3}
+    hub.tag("b", 1, "prod")
+    push(hub, base, mask, 2, task="a")
+    assert library.refresh() == ["a"]
+    library.close()
+
+
+def test_a_tag_that_moves_within_the_tick_of_a_coarse_clock_is_seen(
+    hub: Hub, base: Base, mask: Mask, loads: Loads, tmp_path: Path
+) -> None:
+    for seed in (1, 2):
+        push(hub, base, mask, seed)
+    tag = tmp_path / "hub/tasks/sst2/tag.prod.json"
+    hub.tag("sst2", 1, "prod")
+    os.utime(tag, (1e9, 1e9))
+    clock = Clock()
+    library = Library(hub, loads, clock=clock)
+    assert version(library, "sst2:prod") == 1
+    library.refresh()
+    hub.tag("sst2", 2, "prod")
+    os.utime(tag, (1e9, 1e9))
+    clock.now += 4.0
+    assert library.refresh() == ["sst2:prod"]
+    library.close()
+
+
+def test_names_that_nobody_knows_cost_no_look_at_the_hub_each(hub: Hub, loads: Loads, base: Base, mask: Mask) -> None:
+    push(hub, base, mask, 1)
+    store = Counted(hub.store)
+    library = Library(Hub(store), loads, LibrarySettings(loaders=1), Clock())  # type: ignore[arg-type]
+    with pytest.raises(NotFoundError, match="did you mean sst2"):
+        version(library, "sst3")
+    store.calls.clear()
+    for number in range(200):
+        with pytest.raises(NotFoundError):
+            version(library, f"guess-{number}")
+    assert not [call for call in store.calls if not call.startswith("stat")]
+    library.close()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", " ", "..", "../../etc/passwd", "a/b", "sst2@", "sst2@0", "sst2@x", "sst2:", "SST2", "\0", "x" * 10**6, "ä"],
+)
+def test_names_that_no_task_can_have_are_refused_without_a_look(library: Library, name: str) -> None:
+    future = library.get(name)
+    assert future.done()
+    assert isinstance(future.exception(), UsageError)
+    assert len(str(future.exception())) < 400
+
+
+def test_a_hub_that_hangs_stops_nobody_who_is_loaded(
+    hub: Hub, base: Base, mask: Mask, loads: Loads, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push(hub, base, mask, 1)
+    clock = Clock()
+    library = Library(hub, loads, clock=clock)
+    assert version(library, "sst2") == 1
+    listed = hub.store.list
+
+    def hangs(folder: str = "") -> object:
+        gate.through()
+        return listed(folder)
+
+    monkeypatch.setattr(hub.store, "list", hangs)
+    refreshing = threading.Thread(target=library.refresh)
+    refreshing.start()
+    assert gate.reached.wait(60)
+    clock.now = 11.0
+    assert version(library, "sst2") == 1
+    assert library.watch.trouble() == "the hub has not answered for 11 s"
+    gate.open()
+    refreshing.join(60)
+    assert library.watch.trouble() is None
+    library.close()
+
+
+def test_a_version_that_failed_is_tried_again_less_and_less_often(
+    hub: Hub, base: Base, mask: Mask, loads: Loads, tmp_path: Path
+) -> None:
+    push(hub, base, mask, 1)
+    clock = Clock()
+    library = Library(hub, loads, LibrarySettings(refresh=10.0), clock)
+    version(library, "sst2")
+    push(hub, base, mask, 2)
+    damage(hub, "sst2@2", tmp_path / "hub")
+    for _ in range(60):
+        version(library, "sst2")
+        library.refresh()
+        clock.now += 10.0
+    assert 3 <= library.counters.load_failures <= 7
+    push(hub, base, mask, 2)  # heals what is damaged, and makes no new version
+    assert library.refresh(["sst2"]) == ["sst2"]
+    library.close()
+
+
+def test_removing_the_newest_version_goes_back_to_the_one_before(
+    library: Library, hub: Hub, base: Base, mask: Mask
+) -> None:
+    for seed in (1, 2):
+        push(hub, base, mask, seed)
+    assert version(library, "sst2") == version(library, "sst2@2") == 2
+    hub.remove("sst2@2")
+    assert sorted(library.refresh()) == ["sst2", "sst2@2"]
+    assert version(library, "sst2") == 1
+    with pytest.raises(NotFoundError):
+        version(library, "sst2@2")
+
+
+def test_when_the_hub_is_gone_a_task_that_is_not_loaded_is_not_called_unknown(
+    library: Library, hub: Hub, base: Base, mask: Mask, tmp_path: Path
+) -> None:
+    push(hub, base, mask, 1)
+    (tmp_path / "hub").rename(tmp_path / "away")
+    with pytest.raises(DeltahubError) as refused:
+        version(library, "sst2")
+    assert isinstance(refused.value, StoreError)

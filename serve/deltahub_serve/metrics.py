@@ -1,0 +1,142 @@
+"""What a replica has done and how it is, for Prometheus."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.parser import text_string_to_metric_families
+
+from deltahub_serve.passes import Pass
+from deltahub_serve.questions import State
+
+_MOST_TASKS = 1000
+OTHER = "(other)"
+"""Stands for every task past the first thousand, so that no hub and no client can fill the memory of Prometheus."""
+NONE = "(none)"
+"""Stands for what clients called a task and is none: their words never become a label."""
+_COUNTERS = {
+    "swaps": ("swaps", "Passes that put other values in place first"),
+    "failed_passes": ("failures", "Passes that failed"),
+    "expired": ("expired", "Texts whose deadline passed while they waited"),
+    "cache_hits": ("hits", "Names answered from memory"),
+    "loads": ("loads", "Versions loaded from the hub"),
+    "failed_loads": ("load_failures", "Versions that could not be loaded"),
+    "evictions": ("evictions", "Versions let go"),
+}
+"""What a state counts: our name, its name there, and what it is."""
+_SECONDS = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class Metrics:
+    """Counts what one replica does, in a registry of its own. Safe for many threads.
+
+    Requests and the seconds of their steps are told by task, for the first thousand tasks; how times and batches are
+    spread is told for all tasks together.
+    """
+
+    def __init__(self) -> None:
+        self._registry = made = CollectorRegistry()
+        self._tasks: set[str] = set()
+        self._asked = Counter("deltahub_requests", "Questions by what came of them", ["task", "outcome"], registry=made)
+        self._rows = Histogram("deltahub_batch_rows", "Texts in a forward pass", buckets=_ROWS, registry=made)
+        self._tokens = Counter("deltahub_tokens", "Tokens computed", ["task"], registry=made)
+        self._padding = Counter("deltahub_padding_tokens", "Padding computed beside them", registry=made)
+        self._steps = {
+            step: Histogram(f"deltahub_{step}_seconds", what, buckets=_SECONDS, registry=made)
+            for step, what in (
+                ("queue", "Wait of a text for its pass"),
+                ("swap", "Putting a task's values in place, where that was needed"),
+                ("forward", "A forward pass"),
+            )
+        }
+        self._spent = Counter("deltahub_task_seconds", "Seconds by task and step", ["task", "step"], registry=made)
+
+    def asked(self, task: str | None, outcome: str) -> None:
+        """A question has ended.
+
+        Args:
+            task: name in the hub; None where the question named none.
+            outcome: ``"answered"``, ``"cancelled"``, or one of `questions.REASONS`.
+        """
+        self._asked.labels(self._label(task), outcome).inc()
+
+    def passed(self, done: Pass) -> None:
+        """A forward pass has ended."""
+        task, waited = self._label(done.task), sum(done.queued)
+        self._rows.observe(done.rows)
+        self._tokens.labels(task).inc(done.tokens)
+        self._padding.inc(done.padded - done.tokens)
+        for seconds in done.queued:
+            self._steps["queue"].observe(seconds)
+        self._steps["forward"].observe(done.ran)
+        if done.swapped:
+            self._steps["swap"].observe(done.swapped)
+        for step, seconds in (("queue", waited), ("swap", done.swapped), ("forward", done.ran)):
+            self._spent.labels(task, step).inc(seconds)
+
+    def text(self, state: State, refresh_age: float) -> str:
+        """The exposition, with what ``state`` says.
+
+        Args:
+            refresh_age: seconds since the names in use were looked up.
+        """
+        return generate_latest(_Families([*self._registry.collect(), *_of_state(state, refresh_age)])).decode()
+
+    def _label(self, task: str | None) -> str:
+        if task is None:
+            return NONE
+        if task not in self._tasks:
+            if len(self._tasks) >= _MOST_TASKS:
+                return OTHER
+            self._tasks.add(task)
+        return task
+
+
+def merge(texts: Mapping[str, str]) -> bytes:
+    """One exposition of the texts of several replicas, by name; each sample gets the label ``replica``."""
+    merged: dict[str, Metric] = {}
+    for replica, text in sorted(texts.items()):
+        for family in text_string_to_metric_families(text):
+            into = merged.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+            for sample in family.samples:
+                into.samples.append(sample._replace(labels={**sample.labels, "replica": replica}))
+    return generate_latest(_Families(merged.values()))
+
+
+@dataclass(frozen=True)
+class _Families:
+    """What `generate_latest` takes for a registry: families without the times at which their series began."""
+
+    families: Iterable[Metric]
+
+    def collect(self) -> Iterable[Metric]:
+        for family in self.families:
+            family.samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
+            yield family
+
+
+def _of_state(state: State, refresh_age: float) -> Iterable[Metric]:
+    gauges = {
+        "waiting": ("Texts that wait for a pass", state.waiting),
+        "cache_bytes": ("Memory of the loaded versions", sum(state.loaded.values())),
+        "cache_budget_bytes": ("Memory that they may take", state.budget),
+        "cache_entries": ("Loaded versions", len(state.loaded)),
+        "hub_reachable": ("Whether the hub could be read when last looked at", state.hub is None),
+        "usable": ("Whether the replica can answer", state.broken is None),
+        "troubled_names": ("Names that could not be loaded or refreshed", len(state.trouble)),
+        "refresh_age_seconds": ("Since the names in use were looked up", refresh_age),
+        "uptime_seconds": ("Since the start", state.uptime),
+    }
+    for name, (what, value) in gauges.items():
+        yield GaugeMetricFamily(f"deltahub_{name}", what, float(value))
+    for name, (counter, what) in _COUNTERS.items():
+        yield CounterMetricFamily(f"deltahub_{name}", what, state.counters.get(counter, 0.0))
+    resident = GaugeMetricFamily("deltahub_resident", "Whose values are in place", labels=["task", "version"])
+    if state.resident is not None:
+        task, _, version = state.resident.partition("@")
+        resident.add_metric([task, version], 1.0)
+    yield resident
