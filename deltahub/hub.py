@@ -58,7 +58,8 @@ class Hub:
 
     @staticmethod
     def open(url: str | Path, *, create: bool = True) -> Hub:
-        """Opens the hub at ``url``: a folder, ``file:///...`` or ``memory://name``.
+        """Opens the hub at ``url``: a folder, ``file:///...``, ``s3://bucket/prefix``, another of fsspec, or
+        ``memory://name``.
 
         Args:
             create: start one where there is nothing yet.

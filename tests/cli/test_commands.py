@@ -156,7 +156,7 @@ REFUSED = [
     (["materialize", "good.delta", "{base}", "-o", "."], 2, "not empty"),
     (["diff", "good.delta", "good.delta", "--base", "{other}"], 1, "made on another base"),
     (["merge", "good.delta", "--weights", "1", "2", "-o", "x"], 2, "weights"),
-    (["list", "--hub", "ftp://x"], 2, "ftp"),
+    (["list", "--hub", "frob://x"], 2, "frob"),
     (["frobnicate"], 2, "invalid choice"),
     ([], 2, "required"),
     (["train", "{base}", "--data", "nothing.jsonl", "-o", "x.delta"], 1, "nothing.jsonl"),
