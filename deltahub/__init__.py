@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from deltahub.predict import Predictor as Predictor
     from deltahub.resident import Resident as Resident
     from deltahub.sentences import base_task as base_task
+    from deltahub.syncing import SyncReport as SyncReport
+    from deltahub.syncing import sync as sync
     from deltahub.task_model import TaskModel as TaskModel
     from deltahub.tuning.settings import Settings as Settings
     from deltahub.tuning.train import train as train
@@ -39,6 +41,7 @@ _HOME = {
     "Predictor": "predict",
     "Resident": "resident",
     "Settings": "tuning.settings",
+    "SyncReport": "syncing",
     "TaskModel": "task_model",
     "TaskVersion": "hub",
     "base_task": "sentences",
@@ -46,6 +49,7 @@ _HOME = {
     "load_tokenizer": "heads",
     "materialize": "convert.materialize",
     "merge": "merging",
+    "sync": "syncing",
     "train": "tuning.train",
 }
 __version__ = "0.1.0"

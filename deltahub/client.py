@@ -117,7 +117,7 @@ class Client:
                 return self._once(method, path, content, deadline)
             except ServerError as error:
                 longest = min(0.1 * 2 ** (attempt - 1), _LONGEST_PAUSE)
-                pause = error.retry_after or random.uniform(longest / 2, longest)  # noqa: S311  (no secret)
+                pause = (error.retry_after or 0.0) + random.uniform(longest / 2, longest)  # noqa: S311  (no secret)
                 if not error.retryable or time.monotonic() + pause >= deadline:
                     raise
             time.sleep(pause)
@@ -134,10 +134,15 @@ class Client:
             raise ServerError(
                 f"no answer from {self.url}", expected=f"one within {self.timeout:g} s", retryable=True
             ) from None
-        except (httpx.NetworkError, httpx.RemoteProtocolError) as error:
+        except httpx.ConnectError as error:
             raise ServerError(
                 f"{self.url} cannot be reached ({error})", hint="is the server running there?", retryable=True
             ) from None
+        except (httpx.NetworkError, httpx.RemoteProtocolError) as error:
+            raise ServerError(
+                f"the connection to {self.url} broke before the answer was whole ({error})", hint="ask again",
+                retryable=True,
+            ) from None  # fmt: skip
         except httpx.HTTPError as error:
             raise self._strange(f"{type(error).__name__} {error}") from None
         if response.status_code != 200:

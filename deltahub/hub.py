@@ -70,16 +70,21 @@ class Hub:
             FormatError: other files are there, or a hub of a newer format.
         """
         store = open_store(url)
-        if store.stat("hub.json") is None:
+        try:
+            head = store.get("hub.json", 0, 4096)
+        except NotFoundError:
             if not create:
                 raise NotFoundError(
                     f"no hub at {url}", hint="`deltahub push` makes one; --hub or $DELTAHUB_HUB name it"
-                )
+                ) from None
             found = next(store.list(), None)
             if found is not None and store.stat("hub.json") is None:  # another may be opening it at this moment
-                raise FormatError(f"{url} has files but is no hub", got=found.key, hint="choose an empty folder")
+                raise FormatError(
+                    f"{url} has files but is no hub", got=found.key, hint="choose an empty folder"
+                ) from None
             store.put_new("hub.json", records.HUB)
-        if (head := store.get("hub.json", 0, 4096)) != records.HUB:
+            head = store.get("hub.json", 0, 4096)
+        if head != records.HUB:
             raise FormatError(
                 f"hub.json at {url}", expected=records.HUB.decode(), got=ascii(head[:80]),
                 hint="a newer deltahub made this hub: upgrade; or it is damaged",
@@ -94,13 +99,17 @@ class Hub:
         mask: Mask | None = None,
         values: str = "exact",
         head: str = "exact",
+        check: bool = False,
         progress: Progress | None = None,
     ) -> TaskVersion:
         """Stores ``delta`` as the next version of its task; a delta equal to the newest version is that version.
 
-        Blobs that are damaged or lost, here or in an older version with the same content, are healed by the way.
+        Blobs that are lost or damaged, here or in an older version with the same content, are healed by the way. On a
+        remote store those that are there are not read: one is taken for right by its size, and by its MD5 where the
+        store tells it. `verify` reads everything.
 
         Args:
+            check: read what is there also on a remote store, so that any damage is healed.
             tags: names to move to it.
             mask: must be given once where no recipe can rebuild it.
             values: ``bf16``, ``int8`` or ``int4`` rounds values, dense tensors and adapter factors, the latter two in
@@ -113,7 +122,7 @@ class Hub:
             NotFoundError: the mask is needed and not in the hub.
             HubError: the task has no version numbers left.
         """
-        return pushing.push(self, delta, tags, mask=mask, values=values, head=head, progress=progress)
+        return pushing.push(self, delta, tags, mask=mask, values=values, head=head, check=check, progress=progress)
 
     def pull(self, reference: str, progress: Progress | None = None) -> Delta:
         """The delta of ``"task"`` (newest), ``"task@3"`` or ``"task:tag"``, every digest checked.

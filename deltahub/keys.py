@@ -45,6 +45,10 @@ def tombstone_of(version_key: str) -> str:
     return version_key.removesuffix("json") + "removed"
 
 
+def copied(task: str, number: int) -> str:
+    return f"tasks/{task}/v{number:08d}.copied"
+
+
 def tag(task: str, name: str) -> str:
     return f"tasks/{task}/tag.{name}.json"
 

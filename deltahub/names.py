@@ -61,6 +61,11 @@ def parse_reference(text: str) -> tuple[str, int | str | None]:
     return (check_task(task), check_tag(tag)) if colon else (check_task(task), None)
 
 
+def task_of(reference: str) -> str:
+    """The task part of a reference, whether or not it is one that there can be."""
+    return reference.partition("@")[0].partition(":")[0]
+
+
 def names_like(pattern: str, names: Sequence[str]) -> list[str]:
     """Names that match a shell glob, case-sensitively."""
     return [name for name in names if fnmatchcase(name, pattern)]

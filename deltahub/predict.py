@@ -110,6 +110,8 @@ class Predictor:
         self, task: TaskModel, texts: Sequence[Text], pairs: Sequence[str] | None, batch_size: int
     ) -> list[Answer]:
         """Swap, forward, answers; texts of like length go together."""
+        if isinstance(texts, str) or isinstance(pairs, str):
+            raise UsageError("texts", expected="a list of texts", got="one text", hint="put it into a list")
         if batch_size < 1:
             raise UsageError("batch_size", expected="1 or more", got=batch_size)
         encoded = task.prepare(texts, pairs)

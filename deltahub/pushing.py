@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from deltahub import garbage, keys, records, versions
+from deltahub import garbage, keys, parallel, records, versions
 from deltahub.delta import Delta
 from deltahub.errors import FormatError, HubError, IntegrityError, MismatchError, NotFoundError
+from deltahub.keys import Listing
+from deltahub.manifest import BaseRef
 from deltahub.names import check_tag, check_task
 from deltahub.records import MaskRecord, Section, VersionRecord
 from deltahub.rounding import check_rounding, round_delta
@@ -39,6 +41,7 @@ def push(
     mask: Mask | None,
     values: str,
     head: str,
+    check: bool,
     progress: Progress | None,
 ) -> TaskVersion:
     """See `Hub.push`."""
@@ -48,39 +51,83 @@ def push(
     check_rounding("values", values)
     check_rounding("head", head)
     delta = round_delta(delta, values, head)
-    _next_number(hub, delta.task)  # refused before anything is written
-    _keep_mask(hub, delta, mask)
-    hub.store.put_new(keys.base(delta.manifest.base.digest), records.base_bytes(delta.manifest.base))
+    listing = hub._listing(delta.task)
+    _next_number(listing, delta.task)  # refused before anything is written
+    _keep_mask(hub, delta, mask, check)
+    keep_base(hub.store, delta.manifest.base)
     sections = versions.encode(delta)
-    found = _equal_to_newest(hub, delta) or _add(hub, delta, sections, progress)
+    found = _equal_to_newest(hub, listing, delta, sections, check) or _add(
+        hub, listing, delta, sections, check, progress
+    )
     for tag in tags:
-        hub.tag(found.task, found.number, tag)
+        hub.store.put(keys.tag(found.task, tag), records.tag_bytes(found.number))
     return found
 
 
-def push_mask(hub: Hub, mask: Mask) -> None:
+def push_mask(hub: Hub, mask: Mask, *, check: bool = False) -> None:
     """See `Hub.push_mask`."""
-    try:
-        versions.read_mask(hub.store, hub._mask(keys.mask(mask.digest)))
+    if _has_mask(hub, mask, check):
         return
-    except (NotFoundError, FormatError, IntegrityError):
-        blob, stored = (None, b"") if mask.rebuildable else versions.encode_mask(mask)
+    blob, stored = (None, b"") if mask.rebuildable else versions.encode_mask(mask)
     record = MaskRecord(mask.digest, mask.base, mask.n, mask.k, dict(mask.recipe), blob)
     blobs = {blob.blob: stored} if blob else {}
     with garbage.lease(hub.store, set(blobs)):
-        _put_blobs(hub.store, blobs, None)
+        _put_blobs(hub.store, blobs, check, None)
         hub.store.put(keys.mask(mask.digest), record.to_bytes())
         _put_lost(hub.store, blobs)
 
 
-def _keep_mask(hub: Hub, delta: Delta, mask: Mask | None) -> None:
+def keep_base(store: Store, base: BaseRef) -> None:
+    """Keeps id and revision of a base."""
+    if store.stat(keys.base(base.digest)) is None:
+        store.put_new(keys.base(base.digest), records.base_bytes(base))
+
+
+def create_record(hub: Hub, record: VersionRecord, *, rely_on_equal: bool = False) -> int:
+    """Creates ``record`` under its number, or the next that nobody has or had; its blobs must be there.
+
+    Args:
+        rely_on_equal: a version with the same digest that another made under that number meanwhile is this one.
+    """
+    task, number = record.task, record.number
+    while True:
+        if hub.store.put_new(keys.version(task, number), replace(record, number=number).to_bytes()):
+            if hub.store.stat(keys.tombstone(task, number)) is None:
+                return number
+            hub.store.delete(keys.version(task, number))  # another pushed and removed it since the listing
+        found = hub._listing(task)
+        if rely_on_equal and number in found.live and _digest(hub, task, number) == record.digest:
+            return number
+        number = max(_next_number(found, task), _checked(task, number + 1))
+
+
+def _digest(hub: Hub, task: str, number: int) -> str | None:
+    try:
+        return hub._record(task, number).digest
+    except (NotFoundError, FormatError, IntegrityError):
+        return None
+
+
+def _has_mask(hub: Hub, mask: Mask, check: bool) -> bool:
+    """Whether the mask is there; on a remote store by its record and the size of its blob, unless ``check``."""
+    try:
+        record = hub._mask(keys.mask(mask.digest))
+        if check or not hub.store.remote:
+            versions.read_mask(hub.store, record)
+            return True
+    except (NotFoundError, FormatError, IntegrityError):
+        return False
+    return record.data is None or versions.is_whole(hub.store, record.data.blob, record.data.stored)
+
+
+def _keep_mask(hub: Hub, delta: Delta, mask: Mask | None, check: bool) -> None:
     ref = delta.manifest.mask
     if mask is not None and (ref is None or mask.digest != ref.digest):
         raise MismatchError(
             f"{delta.task} is not aligned to the given mask", expected=ref and ref.digest[:16], got=mask.digest[:16]
         )
     if mask is not None:
-        push_mask(hub, mask)
+        push_mask(hub, mask, check=check)
     elif ref is not None and hub.store.stat(keys.mask(ref.digest)) is None:
         if not ref.rebuildable:
             raise NotFoundError(
@@ -91,63 +138,75 @@ def _keep_mask(hub: Hub, delta: Delta, mask: Mask | None) -> None:
         hub.store.put_new(keys.mask(ref.digest), record.to_bytes())
 
 
-def _equal_to_newest(hub: Hub, delta: Delta) -> TaskVersion | None:
+def _equal_to_newest(
+    hub: Hub, listing: Listing, delta: Delta, sections: list[tuple[Section, bytes]], check: bool
+) -> TaskVersion | None:
     """The newest version if it is ``delta`` and whole; a damaged one does not stand in the way of the next."""
-    numbers = hub._listing(delta.task).live
-    if not numbers:
+    if not listing.live:
         return None
     try:
-        record = hub._record(delta.task, numbers[-1])
+        record = hub._record(delta.task, listing.live[-1])
         if record.digest != delta.digest:
             return None
     except (NotFoundError, FormatError, IntegrityError):
         return None
-    whole = all(versions.is_whole(hub.store, section.data) for section in record.sections)
-    return TaskVersion(delta.task, record.number, delta.digest, new=False) if whole else None
+    stored = {section.data.blob: data for section, data in sections}
+    whole: list[bool] = []
+
+    def look(section: Section) -> bool:
+        blob = section.data
+        return versions.is_whole(hub.store, blob.blob, blob.stored, stored.get(blob.blob), check=check)
+
+    parallel.for_each(look, record.sections, parallel.threads(hub.store), lambda _, good: whole.append(good))
+    return TaskVersion(delta.task, record.number, delta.digest, new=False) if all(whole) else None
 
 
-def _add(hub: Hub, delta: Delta, sections: list[tuple[Section, bytes]], progress: Progress | None) -> TaskVersion:
+def _add(
+    hub: Hub,
+    listing: Listing,
+    delta: Delta,
+    sections: list[tuple[Section, bytes]],
+    check: bool,
+    progress: Progress | None,
+) -> TaskVersion:
     blobs = {section.data.blob: stored for section, stored in sections}
+    record = VersionRecord(
+        delta.task, _next_number(listing, delta.task), delta.digest, sum(len(part) for part in delta.dump()),
+        datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), delta.manifest.to_json(),
+        tuple(section for section, _ in sections),
+    )  # fmt: skip
     with garbage.lease(hub.store, set(blobs)):
-        _put_blobs(hub.store, blobs, progress)
-        number = _create_record(hub, delta, tuple(section for section, _ in sections))
+        _put_blobs(hub.store, blobs, check, progress)
+        number = create_record(hub, record)
         _put_lost(hub.store, blobs)
     return TaskVersion(delta.task, number, delta.digest)
 
 
-def _put_blobs(store: Store, blobs: dict[str, bytes], progress: Progress | None) -> None:
-    done, total = 0, sum(map(len, blobs.values()))
-    for name, stored in blobs.items():
-        versions.put_blob(store, name, stored)
-        done += len(stored)
+def _put_blobs(store: Store, blobs: Mapping[str, bytes], check: bool, progress: Progress | None) -> None:
+    total, left = sum(map(len, blobs.values())), dict(blobs)
+
+    def put(name: str) -> None:
+        versions.put_blob(store, name, blobs[name], check=check)
+
+    def done(name: str, _: None) -> None:
+        del left[name]
         if progress:
-            progress(done, total)
+            progress(total - sum(map(len, left.values())), total)
+
+    parallel.for_each(put, blobs, parallel.threads(store), done)
 
 
-def _put_lost(store: Store, blobs: dict[str, bytes]) -> None:
+def _put_lost(store: Store, blobs: Mapping[str, bytes]) -> None:
     """Writes again what a collector without a grace period took from under the lease."""
-    for name, stored in blobs.items():
+
+    def put(name: str) -> None:
         if store.stat(keys.blob(name)) is None:
-            store.put(keys.blob(name), stored)
+            store.put(keys.blob(name), blobs[name])
+
+    parallel.for_each(put, blobs, parallel.threads(store))
 
 
-def _create_record(hub: Hub, delta: Delta, sections: tuple[Section, ...]) -> int:
-    number = _next_number(hub, delta.task)
-    size = sum(len(part) for part in delta.dump())
-    while True:
-        record = VersionRecord(
-            delta.task, number, delta.digest, size, datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            delta.manifest.to_json(), sections,
-        )  # fmt: skip
-        if hub.store.put_new(keys.version(delta.task, number), record.to_bytes()):
-            if hub.store.stat(keys.tombstone(delta.task, number)) is None:
-                return number
-            hub.store.delete(keys.version(delta.task, number))  # another pushed and removed it since the listing
-        number = _checked(delta.task, number + 1)
-
-
-def _next_number(hub: Hub, task: str) -> int:
-    found = hub._listing(task)
+def _next_number(found: Listing, task: str) -> int:
     return _checked(task, max(found.records | found.removed, default=0) + 1)
 
 

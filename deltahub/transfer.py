@@ -27,10 +27,11 @@ def push_file(
     mask: Mask | None = None,
     values: str = "exact",
     head: str = "exact",
+    check: bool = False,
     progress: Progress | None = None,
 ) -> TaskVersion:
     """Stores a ``.delta`` file in ``hub``; options and errors as `Hub.push`, and FormatError for what is no delta."""
-    return hub.push(Delta.load(path), tags, mask=mask, values=values, head=head, progress=progress)
+    return hub.push(Delta.load(path), tags, mask=mask, values=values, head=head, check=check, progress=progress)
 
 
 def pull_file(

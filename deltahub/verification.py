@@ -44,7 +44,10 @@ class VerifyReport:
 
 
 def verify(hub: Hub, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
-    """Reads, re-hashes and decodes every object and follows every reference; bad content is reported, not raised."""
+    """Reads, re-hashes and decodes every object and follows every reference; bad content is reported, not raised.
+
+    Nothing else reads all: a push and a sync take what a remote store has for right by its size.
+    """
     check = _Check(hub, progress)
     check.guard("hub.json", check.head)
     below = [entry.key for entry in hub.store.list("tasks")]
@@ -100,7 +103,11 @@ class _Check:
                 self.report(key, NotFoundError(f"{key} is missing", hint="push a task of that base again"), *owners)
 
     def gaps(self, below: list[str]) -> None:
-        """Numbers below the last one that have neither record nor ``.removed``; whoever deletes by hand leaves them."""
+        """Numbers below the last one that have neither record nor ``.removed``; whoever deletes by hand leaves them.
+
+        A version that a sync copied with its number says so beside its record: what is missing below it never was here.
+        """
+        copied = set(below)
         for task, found in sorted(keys.listings(below).items()):
             numbers = found.records | found.removed
             if len(numbers) < max(numbers, default=0):  # a removal may have come between the parts of one listing
@@ -108,7 +115,7 @@ class _Check:
                 numbers |= again.records | again.removed
             last = 0
             for number in sorted(numbers):
-                if number > last + 1:
+                if number > last + 1 and keys.copied(task, number) not in copied:
                     span = f"{last + 1}" + (f" to {number - 1}" if number > last + 2 else "")
                     key = keys.version(task, last + 1)
                     hint = f"restore the file, or create the empty {keys.tombstone_of(key)}"

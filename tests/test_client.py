@@ -149,7 +149,7 @@ def test_parts_of_different_versions_make_no_reply() -> None:
 def test_what_passes_is_tried_again_when_the_server_says(failure: Response, pauses: list[float]) -> None:
     with served(Scripted([failure, failure])) as server, Client(server.url) as client:
         assert client.predict("length", ["x"]).answers == (Score(1.0),)
-    assert pauses == [0.25, 0.25]
+    assert all(0.25 + longest / 2 <= pause <= 0.25 + longest for pause, longest in zip(pauses, (0.1, 0.2), strict=True))
 
 
 @pytest.mark.parametrize("failure", [None, (503, {}, b"no healthy replica"), (502, {}, b"<html>")])
@@ -164,7 +164,8 @@ def test_attempts_are_bounded(pauses: list[float]) -> None:
     error = refused(script, attempts=3)
     assert (str(error), error.retryable, error.retry_after) == ("the server is stopping", True, 0.5)
     assert len(script.requests) == 3
-    assert pauses == [0.5, 0.5]
+    assert len(pauses) == 2
+    assert min(pauses) >= 0.5
 
 
 def test_nobody_waits_longer_than_the_timeout(pauses: list[float]) -> None:

@@ -33,43 +33,39 @@ class Killed(BaseException):
 
 
 class Watched:
-    """A store that calls ``before(number, method, key)`` ahead of every operation."""
+    """A store that calls ``before(number, method, key)`` ahead of every operation; threads take turns."""
 
-    def __init__(self, inner: MemoryStore, before: Callable[[int, str, str], None]) -> None:
+    def __init__(self, inner: MemoryStore, before: Callable[[int, str, str], None], *, remote: bool = False) -> None:
         self.inner, self.before, self.count = inner, before, 0
-        self.url = inner.url
+        self.url, self.remote = inner.url, remote
+        self._turn = threading.RLock()
 
-    def _tick(self, method: str, key: str) -> None:
-        self.before(self.count, method, key)
-        self.count += 1
+    def _do(self, method: str, *arguments: object, **options: object) -> object:
+        with self._turn:
+            self.before(self.count, method, str(arguments[0]) if arguments else "")
+            self.count += 1
+            return getattr(self.inner, method)(*arguments, **options)
 
     def list(self, folder: str = "") -> Iterator[Entry]:
-        self._tick("list", folder)
-        return self.inner.list(folder)
+        return self._do("list", folder)
 
     def stat(self, key: str) -> Entry | None:
-        self._tick("stat", key)
-        return self.inner.stat(key)
+        return self._do("stat", key)
 
     def get(self, key: str, start: int = 0, size: int | None = None) -> bytes:
-        self._tick("get", key)
-        return self.inner.get(key, start, size)
+        return self._do("get", key, start, size)
 
     def put(self, key: str, data: BytesLike, *, durable: bool = True) -> None:
-        self._tick("put", key)
-        self.inner.put(key, data, durable=durable)
+        self._do("put", key, data, durable=durable)
 
     def put_new(self, key: str, data: BytesLike) -> bool:
-        self._tick("put_new", key)
-        return self.inner.put_new(key, data)
+        return self._do("put_new", key, data)
 
     def delete(self, key: str) -> None:
-        self._tick("delete", key)
-        self.inner.delete(key)
+        self._do("delete", key)
 
     def unfinished(self) -> Iterator[Entry]:
-        self._tick("unfinished", "")
-        return self.inner.unfinished()
+        return self._do("unfinished")
 
 
 def dying_at(last: int) -> Callable[[int, str, str], None]:
@@ -88,9 +84,9 @@ def failing_at(last: int) -> Callable[[int, str, str], None]:
     return before
 
 
-def copy_of(store: MemoryStore, aged: float = 0.0) -> MemoryStore:
+def copy_of(store: MemoryStore, aged: float = 0.0, name: str = "copy") -> MemoryStore:
     """The same objects, ``aged`` seconds older."""
-    made = MemoryStore("copy")
+    made = MemoryStore(name)
     made._objects = {key: (data, modified - aged) for key, (data, modified) in store._objects.items()}
     return made
 
@@ -121,12 +117,16 @@ def sound(hub: Hub, expected: dict[str, bytes]) -> None:
 
 
 def every_operation(
-    store: MemoryStore, job: Callable[[Hub], object], at: Callable[[int], Callable[[int, str, str], None]]
+    store: MemoryStore,
+    job: Callable[[Hub], object],
+    at: Callable[[int], Callable[[int, str, str], None]],
+    *,
+    remote: bool = False,
 ) -> Iterator[tuple[MemoryStore, BaseException | None]]:
     """Runs ``job`` on copies of ``store``, each disturbed one operation later, until one comes through."""
     for number in range(1000):
         inner = copy_of(store)
-        watched = Watched(inner, at(number))
+        watched = Watched(inner, at(number), remote=remote)
         try:
             job(Hub(watched))
         except (Killed, StoreError) as error:
@@ -139,9 +139,10 @@ def every_operation(
     raise AssertionError("it never ended")
 
 
+@pytest.mark.parametrize("remote", [False, True])
 @pytest.mark.parametrize("at", [dying_at, failing_at])
 @pytest.mark.parametrize("kind", ["new", "file-mask", "equal", "same-content"])
-def test_a_push_that_dies_anywhere_is_invisible_or_whole(full, base_of, at, kind):
+def test_a_push_that_dies_anywhere_is_invisible_or_whole(full, base_of, at, kind, remote):
     store, expected = full
     base = base_of("bert")
     mask = Mask.of_indices(base, np.arange(1, 3000, 7)) if kind == "file-mask" else None
@@ -149,7 +150,7 @@ def test_a_push_that_dies_anywhere_is_invisible_or_whole(full, base_of, at, kind
         "new": tiny("c", 9), "file-mask": random_delta(base, mask, 3, task="c"), "equal": tiny("a", 3),
         "same-content": tiny("c", 0),
     }[kind]  # fmt: skip
-    for inner, error in every_operation(store, lambda hub: hub.push(delta, ["new"], mask=mask), at):
+    for inner, error in every_operation(store, lambda hub: hub.push(delta, ["new"], mask=mask), at, remote=remote):
         hub = Hub(inner)
         now = dict(expected)
         if "c" in [info.task for info in hub.tasks()]:
@@ -338,6 +339,37 @@ def needing_now(hub: Hub, expected: dict[str, bytes]) -> list[str]:
     return broken
 
 
+@pytest.mark.parametrize("newest", [True, False])
+def test_a_push_to_a_remote_store_reads_no_blob_that_is_there(full, newest):
+    """Lost and cut ones are healed by the way, others when asked to."""
+    store, _ = full
+    delta = tiny("a", 3) if newest else tiny("c", 3)
+    for key in {keys.blob(section.data.blob) for section in Hub(store).version("a@2").sections}:
+        data = store.get(key)
+        for bad in (data, None, data[:-1], data[:-1] + bytes([data[-1] ^ 1])):
+            inner, touched = copy_of(store), []
+            inner.delete(key) if bad is None else inner.put(key, bad)
+            watched = Watched(inner, lambda _, *what, touched=touched: touched.append(what), remote=True)
+            same_size = bad is not None and len(bad) == len(data)
+            Hub(watched).push(delta)
+            assert ("get", key) not in touched
+            assert (("put", key) in touched) == (not same_size)
+            Hub(watched).push(delta, check=True)
+            assert inner.get(key) == data
+            assert dump(Hub(inner).pull(delta.task)) == dump(delta)
+
+
+def test_a_mask_on_a_remote_store_is_not_read_again(full, base_of, file_mask):
+    store, _ = full
+    delta, inner, touched = random_delta(base_of("bert"), file_mask, 5, task="b"), copy_of(store), []
+    Hub(Watched(inner, lambda _, method, key: touched.append((method, key)), remote=True)).push(delta, mask=file_mask)
+    [data] = [record.data for record in Hub(inner).masks() if record.data]
+    assert ("get", keys.blob(data.blob)) not in touched
+    inner.delete(keys.blob(data.blob))
+    Hub(Watched(inner, lambda *_: None, remote=True)).push_mask(file_mask)
+    assert Hub(inner).verify().problems == ()
+
+
 def test_a_damaged_mask_is_healed_by_giving_it_again(full, file_mask):
     store, _ = full
     [data] = [record.data for record in Hub(store).masks() if record.data]
@@ -496,8 +528,9 @@ def test_grace_spares_the_young(full):
     sound(hub, expected)
 
 
+@pytest.mark.parametrize("remote", [False, True])
 @pytest.mark.parametrize("grace", [0.0, YOUNG])
-def test_a_collection_at_any_moment_of_a_push_takes_nothing_from_it(full, grace):
+def test_a_collection_at_any_moment_of_a_push_takes_nothing_from_it(full, grace, remote):
     """The push finds its blobs there, old and needed by nothing: what a collector is about to delete."""
     store, expected = full
     delta = tiny("new", 7)
@@ -512,7 +545,7 @@ def test_a_collection_at_any_moment_of_a_push_takes_nothing_from_it(full, grace)
                 guarded += [entry.key for entry in place.list("pushing")]
                 taken += Hub(place).gc(grace_seconds=grace).deleted
 
-        watched = Watched(inner, before)
+        watched = Watched(inner, before, remote=remote)
         found = Hub(watched).push(delta, ["prod"])
         ended = watched.count <= number
         assert found.number == 1
@@ -526,7 +559,8 @@ def test_a_collection_at_any_moment_of_a_push_takes_nothing_from_it(full, grace)
     assert number > 8
 
 
-def test_a_push_at_any_moment_of_a_collection_loses_nothing(full):
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_push_at_any_moment_of_a_collection_loses_nothing(full, remote):
     store, expected = full
     delta = tiny("new", 7)
     number, ended = 0, False
@@ -541,7 +575,7 @@ def test_a_push_at_any_moment_of_a_collection_loses_nothing(full):
 
             def push(place=inner, notice=notice, waits=waits) -> None:
                 try:
-                    Hub(Watched(place, notice)).push(delta)
+                    Hub(Watched(place, notice, remote=remote)).push(delta)
                 finally:
                     waits.set()
 

@@ -50,12 +50,12 @@ class Turns:
             self._turn.notify_all()
 
 
-def run(turns: Turns, store: MemoryStore, jobs: dict[str, Callable[[Hub], object]]) -> None:
+def run(turns: Turns, store: MemoryStore, jobs: dict[str, Callable[[Hub], object]], *, remote: bool = False) -> None:
     failures: list[BaseException] = []
 
     def work(name: str, job: Callable[[Hub], object]) -> None:
         try:
-            job(Hub(Watched(store, lambda *_: turns.take(name))))
+            job(Hub(Watched(store, lambda *_: turns.take(name), remote=remote)))
         except BaseException as error:  # noqa: BLE001 - shown by the thread that started this one
             failures.append(error)
         finally:
@@ -69,10 +69,11 @@ def run(turns: Turns, store: MemoryStore, jobs: dict[str, Callable[[Hub], object
     assert failures == []
 
 
+@pytest.mark.parametrize("remote", [False, True])
 @pytest.mark.parametrize("first", ["push", "gc"])
-def test_a_push_loses_nothing_to_a_collection_in_any_order(first, monkeypatch):
+def test_a_push_loses_nothing_to_a_collection_in_any_order(first, remote, monkeypatch):
     """The push finds its blobs old and needed by nothing: what the collector is about to delete."""
-    hub = Hub.open(f"memory://turns-{first}")
+    hub = Hub.open(f"memory://turns-{first}-{remote}")
     for delta in (tiny("a", 1), tiny("a", 2)):
         hub.push(delta)
     hub.remove("a@1")
@@ -90,7 +91,7 @@ def test_a_push_loses_nothing_to_a_collection_in_any_order(first, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(garbage, "time", waiting)
             jobs = {"push": lambda hub: hub.push(tiny("a", 1), ["prod"]), "gc": lambda hub: hub.gc(grace_seconds=GRACE)}
-            run(turns, store, jobs)
+            run(turns, store, jobs, remote=remote)
         assert dump(Hub(store).pull("a:prod")) == dump(tiny("a", 1)), plan
         assert dump(Hub(store).pull("a@2")) == dump(tiny("a", 2)), plan
         assert Hub(store).verify().problems == (), plan

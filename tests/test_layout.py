@@ -23,8 +23,9 @@ LAYERS = [
     {"backbone", "binding", "layout", "dense", "resident", "heads"}
     | {"pooling", "linear_head", "shared_head", "skeletons", "tokenizing", "encoding", "answers", "task_model"}
     | {"sentences"},
+    {"parallel"},
     {"hub", "pushing", "versions", "garbage", "verification", "report"},
-    {"transfer", "tuning", "convert", "merging", "compare", "predict", "replies", "client"},
+    {"transfer", "syncing", "sync_plan", "tuning", "convert", "merging", "compare", "predict", "replies", "client"},
     {"cli"},
 ]
 """From the bottom up: a module imports from its own layer or from one below."""

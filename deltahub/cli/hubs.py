@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from deltahub.cli import common
+from deltahub.cli import common, syncs
 
 
 def add(commands: common.Commands) -> None:
@@ -22,6 +22,9 @@ def add(commands: common.Commands) -> None:
         "--head", choices=["exact", "bf16", "int8", "int4"], default="exact",
         help="round the head, but not layers of it that all tasks share (default: exact)",
     )  # fmt: skip
+    push.add_argument(
+        "--check", action="store_true", help="read what a remote hub has already, so that damage there is healed"
+    )
     common.mask_option(push)
     common.hub_option(push)
 
@@ -33,6 +36,7 @@ def add(commands: common.Commands) -> None:
     pull.add_argument("--force", action="store_true", help="replace another file of that name")
     common.hub_option(pull)
 
+    syncs.add(commands)
     _reading(commands, "list", _list, "list the tasks of the hub")
     _reading(commands, "versions", _versions, "list the versions of a task").add_argument(
         "task", metavar="TASK", help="name of a task"
@@ -74,7 +78,7 @@ def _push(options: argparse.Namespace) -> None:
     with common.progress("push") as show:
         version = push_file(
             options.file, hub, tags=options.tag, mask=common.load_mask(options.mask), values=options.values,
-            head=options.head, progress=show,
+            head=options.head, check=options.check, progress=show,
         )  # fmt: skip
     record = hub.version(f"{version.task}@{version.number}")
     if version.new:
@@ -180,7 +184,7 @@ def _verify(options: argparse.Namespace) -> None:
     if report.problems:
         raise IntegrityError(
             f"{options.hub} is damaged in {common.count(len(report.problems), 'place')}",
-            hint="push the named tasks again",
+            hint="push the named tasks again with --check, or `deltahub sync --check` from a good hub",
         )
 
 

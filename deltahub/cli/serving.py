@@ -11,6 +11,7 @@ from typing import Any
 from deltahub.cli import common
 from deltahub.errors import DeltahubError, UsageError
 
+_SECRETS = ("DELTAHUB_API_KEYS", "DELTAHUB_ADMIN_KEYS")
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
 
 
@@ -84,6 +85,7 @@ _ELSEWHERE = ("host", "port", "config", "address", "run", "parser")
 
 def _serve(options: argparse.Namespace) -> None:
     arguments = _arguments(options)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when ray is imported
     try:
         from deltahub_serve.command import run
         from deltahub_serve.service import Launch
@@ -93,7 +95,10 @@ def _serve(options: argparse.Namespace) -> None:
         raise DeltahubError(
             f"deltahub serve needs {error.name}, which is not installed", hint="pip install 'deltahub[serve]'"
         ) from None
-    launch = Launch(arguments, options.config, options.host, options.port, options.address)
+    environment = dict(os.environ)
+    for name in _SECRETS:  # else every process of Ray would have them in its environment
+        os.environ.pop(name, None)
+    launch = Launch(arguments, options.config, options.host, options.port, options.address, environment)
     run(launch, say=lambda line: common.words(common.printable(line)), show=lambda url: print(url, flush=True))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from deltahub.digest import BytesLike
@@ -21,11 +21,14 @@ class Entry:
         key: names joined by ``/``.
         size: bytes.
         modified: seconds since 1970 by the clock of the store, which need not be that of this machine.
+        md5: of the content, in hex, where the store tells it without the content being read. Some servers tell another
+            number there, so a difference is a reason to look closer, and no proof.
     """
 
     key: str
     size: int
     modified: float
+    md5: str | None = field(default=None, compare=False)
 
 
 class Store(Protocol):
@@ -42,6 +45,15 @@ class Store(Protocol):
     @property
     def url(self) -> str:
         """What `open_store` would open this store by."""
+        ...
+
+    @property
+    def remote(self) -> bool:
+        """Whether bytes come over a network.
+
+        What is there already is then compared by `stat` alone, where a local object is read and compared byte by byte;
+        and several requests are made at once.
+        """
         ...
 
     def list(self, folder: str = "") -> Iterator[Entry]:

@@ -41,6 +41,8 @@ class FsspecStore:
         creation: None for a store that can only be read.
     """
 
+    remote = True
+
     def __init__(self, url: str, connect: Callable[[], Any], root: str, creation: Creation | None) -> None:
         self._url, self._connect, self._root, self._creation = url, connect, root.rstrip("/"), creation
         self._lock = threading.RLock()

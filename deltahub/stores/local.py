@@ -22,6 +22,8 @@ class LocalStore:
     through one, since whoever can put a link into a shared hub must not be able to send another's writes elsewhere.
     """
 
+    remote = False
+
     def __init__(self, root: Path) -> None:
         self.root = root
 

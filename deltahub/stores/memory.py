@@ -14,6 +14,8 @@ from deltahub.stores.base import Entry, check_folder, check_key
 class MemoryStore:
     """Lives as long as the object does; `stores.open_store` keeps the named ones until the process ends."""
 
+    remote = False
+
     def __init__(self, name: str = "unnamed") -> None:
         self._name = name
         self._objects: dict[str, tuple[bytes, float]] = {}

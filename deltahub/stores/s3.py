@@ -46,6 +46,8 @@ class S3Store:
     May be used by several threads, and by processes forked from this one.
     """
 
+    remote = True
+
     def __init__(self, bucket: str, prefix: str = "", patience: Patience | None = None) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}", bucket):
             raise UsageError(f"bucket {bucket[:100]!a}", expected="s3://bucket or s3://bucket/prefix")
@@ -71,7 +73,7 @@ class S3Store:
         except NotFoundError:
             self._find_bucket()
             return None
-        return Entry(key, found["ContentLength"], _seconds(found["LastModified"]))
+        return Entry(key, found["ContentLength"], _seconds(found["LastModified"]), _md5(found))
 
     def get(self, key: str, start: int = 0, size: int | None = None) -> bytes:
         reading = Reading(self._object(check_key(key)), start, size)
@@ -131,7 +133,7 @@ class S3Store:
             for found in page.get("Contents", []):
                 if not found["Key"].endswith("/"):  # what some programs show as a folder
                     key = found["Key"].removeprefix(self.prefix)
-                    yield Entry(key, found["Size"], _seconds(found["LastModified"]))
+                    yield Entry(key, found["Size"], _seconds(found["LastModified"]), _md5(found))
             following = page.get("NextContinuationToken")
             if not page.get("IsTruncated"):
                 return
@@ -274,3 +276,10 @@ def _bytes(data: BytesLike) -> bytes:
 def _seconds(modified: Any) -> float:
     """Whole seconds: one of the two ways to ask for a time has no more."""
     return float(int(modified.timestamp()))
+
+
+def _md5(found: dict[str, Any]) -> str | None:
+    """An ETag is the MD5 of what came in one piece and is not encrypted by a key of one's own."""
+    tag = str(found.get("ETag", "")).strip('"')
+    sealed = "SSECustomerAlgorithm" in found or str(found.get("ServerSideEncryption", "")).startswith("aws:kms")
+    return tag if re.fullmatch("[0-9a-f]{32}", tag) and not sealed else None

@@ -30,6 +30,7 @@ MODEL, GATEWAY = "Model", "Gateway"
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
 _ONGOING = 10_000
 """Requests that Ray lets into a replica: more than ever wait there, for the scheduler's own limits answer with 429."""
+_CLOSE = 5.0
 _DRAIN = 30.0
 """Seconds beyond a request's timeout for what has to end."""
 
@@ -82,10 +83,10 @@ class Gateway:
     def __init__(self, config: dict[str, Any], model: DeploymentHandle[Any]) -> None:
         self._config = Config.model_validate(config)
         self._door = Door()
-        self._backend = RemoteBackend(lambda: model, self._door, self._config.live.timeout + _DRAIN)
+        self._backend = RemoteBackend(lambda: model, self._door)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return _web(self._backend, self._config)
+        return _web(self._backend, self._config, self._door)
 
     async def drain(self) -> int:
         """Lets no more questions in; how many are still to be answered."""
@@ -104,12 +105,12 @@ class Model:
         self._replica = context.replica_tag
         self._place = (context.deployment, context.app_name)
         self._started = False
-        self._worker = Worker(_with_threads(self._plan.config), self._replica)
+        self._worker = Worker(_with_threads(self._plan.config), self._replica, stuck_after=self._plan.stuck_after)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         config = self._plan.config
         own = functools.partial(serve.get_deployment_handle, *self._place)
-        return _web(FleetBackend(self._worker, own, self._door, config.live.timeout + _DRAIN), config)
+        return _web(FleetBackend(self._worker, own, self._door), config, self._door)
 
     async def call(self, method: str, *arguments: Any) -> Any:
         """A method of `questions.Backend`; a refusal comes back as `backends.Declined`."""
@@ -131,34 +132,40 @@ class Model:
     async def check_health(self) -> None:
         """Raises where this replica cannot answer any more, so that Ray puts another in its place."""
         self._started = True
-        if trouble := self._worker.trouble(self._plan.stuck_after):
+        if trouble := self._worker.trouble():
             raise RuntimeError(trouble)
 
     def __del__(self) -> None:
         if worker := self.__dict__.pop("_worker", None):
-            worker.close(drain=True, timeout=_DRAIN)
+            worker.close(drain=False, timeout=_CLOSE)  # Ray has waited for the requests, and calls this in their loop
 
 
-class _NoIdentity:
-    """Takes our x-request-id out of answers, since Ray's proxy adds the same one by itself."""
+class _RayManners:
+    """Counts requests at the door, and takes our x-request-id out of answers: Ray's proxy adds the same by itself."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, door: Door) -> None:
         self.app = app
+        self._door = door
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":  # a lifespan lasts as long as the replica
+            await self.app(scope, receive, send)
+            return
+
         async def pass_on(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [item for item in message["headers"] if item[0] != b"x-request-id"]
             await send(message)
 
-        await self.app(scope, receive, pass_on)
+        with self._door.inside_of():
+            await self.app(scope, receive, pass_on)
 
 
-def _web(backend: Backend, config: Config) -> FastAPI:
+def _web(backend: Backend, config: Config, door: Door) -> FastAPI:
     from deltahub_serve.web import application
 
     made = application(backend, config)
-    made.add_middleware(_NoIdentity)
+    made.add_middleware(_RayManners, door=door)
     return made
 
 

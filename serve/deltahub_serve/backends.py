@@ -12,12 +12,16 @@ from ray.exceptions import ObjectLostError, RayActorError, TaskCancelledError, W
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 
+from deltahub.names import task_of
 from deltahub_serve import refusals, routing
 from deltahub_serve.questions import Backend, Question, Refusal, Refused, Reply, State, TaskCard
 
 _GONE = (RayActorError, WorkerCrashedError, ObjectLostError, ReplicaUnavailableError, TaskCancelledError)
 """What a call ends with when the replica that had it is no more."""
 _PAUSE = 0.05
+_LONGEST = 3600.0
+_EVERYONE = 30.0
+"""Seconds that all replicas have to answer what is asked of all of them."""
 _UNKNOWN = 3.0
 """Seconds until a handle that knows no replica is believed."""
 
@@ -41,7 +45,7 @@ async def declined(replica: str, backend: Backend, method: str, arguments: tuple
 
 
 class Door:
-    """Lets questions in until it is shut, and knows how many are inside."""
+    """Lets questions in until it is shut, and knows how many requests are inside."""
 
     def __init__(self) -> None:
         self.inside = 0
@@ -58,14 +62,14 @@ class Door:
             raise refusals.stopping()
 
     @contextlib.contextmanager
-    def through(self) -> Iterator[None]:
-        """Raises Refused once the door is shut."""
-        self.check()
-        self.inside += 1
+    def inside_of(self) -> Iterator[None]:
+        """Counts a request that came before the door was shut, until the last byte of its answer."""
+        counted = not self._shut
+        self.inside += counted
         try:
             yield
         finally:
-            self.inside -= 1
+            self.inside -= counted
 
 
 class RemoteBackend:
@@ -76,10 +80,10 @@ class RemoteBackend:
     Args:
         handle: called when it is needed first, since a replica cannot have one of its own deployment while it starts.
         door: what every question passes.
-        longest: seconds for what bears no timeout of its own.
+        longest: seconds until a replica that says nothing is given up; a request's own limit is the replica's matter.
     """
 
-    def __init__(self, handle: Callable[[], DeploymentHandle[Any]], door: Door, longest: float = 60.0) -> None:
+    def __init__(self, handle: Callable[[], DeploymentHandle[Any]], door: Door, longest: float = _LONGEST) -> None:
         self._make = handle
         self._longest = longest
         self._made: DeploymentHandle[Any] | None = None
@@ -92,9 +96,9 @@ class RemoteBackend:
         return self._made
 
     async def ask(self, question: Question) -> Reply:
-        with self._door.through():
-            reply: Reply = await self._one(question.name, "ask", question)
-            return reply
+        self._door.check()
+        reply: Reply = await self._one(question.name, "ask", question)
+        return reply
 
     async def cards(self) -> list[TaskCard]:
         found: list[TaskCard] = await self._one("", "cards")
@@ -125,7 +129,7 @@ class RemoteBackend:
 
     async def _one(self, name: str, method: str, *arguments: Any) -> Any:
         """From the first replica that can answer, within the question's timeout."""
-        task = name.partition("@")[0].partition(":")[0][:200]
+        task = task_of(name)[:200]
         timeout = arguments[0].timeout if method == "ask" else None
         clock = asyncio.get_running_loop().time
         end = clock() + (timeout or self._longest)
@@ -167,7 +171,7 @@ class RemoteBackend:
         while True:
             try:
                 found = await self._handle.broadcast("call", method, *arguments).results_async(
-                    timeout_s=self._longest, return_exceptions=True
+                    timeout_s=_EVERYONE, return_exceptions=True
                 )
                 break
             except DeploymentUnavailableError:  # a new handle does not know the replicas yet
@@ -176,7 +180,7 @@ class RemoteBackend:
                     break
                 await asyncio.sleep(_PAUSE)
             except TimeoutError:
-                raise refusals.late(self._longest) from None
+                raise refusals.late(_EVERYONE) from None
         answers = [answer for answer in found if not isinstance(answer, _GONE)]
         if not answers:
             raise Refused(Refusal("unavailable", "no replica is running; ask again", refusals.SOON))
@@ -192,14 +196,14 @@ class FleetBackend(RemoteBackend):
     """A replica that takes requests itself: its own worker answers, and for what concerns all it asks all."""
 
     def __init__(
-        self, worker: Backend, handle: Callable[[], DeploymentHandle[Any]], door: Door, longest: float = 60.0
+        self, worker: Backend, handle: Callable[[], DeploymentHandle[Any]], door: Door, longest: float = _LONGEST
     ) -> None:
         super().__init__(handle, door, longest)
         self._worker = worker
 
     async def ask(self, question: Question) -> Reply:
-        with self._door.through():
-            return await self._worker.ask(question)
+        self._door.check()
+        return await self._worker.ask(question)
 
     async def cards(self) -> list[TaskCard]:
         return await self._worker.cards()

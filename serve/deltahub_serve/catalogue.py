@@ -18,6 +18,7 @@ from deltahub_serve.questions import TaskCard
 from deltahub_serve.shelf import Loaded
 
 _MOST_FACTS = 20_000
+"""Records that are remembered at least; where the hub has many tasks, twice as many as those."""
 _AGE = 1.0
 """Seconds for which a listing is good enough."""
 _DAMAGED = 30.0
@@ -44,15 +45,22 @@ class Catalogue:
         listing: of the hub.
         base: the first card, and the parent of all others.
         loaded: versions in memory.
+        last: what a name last meant to those who asked it.
         clock: monotonic seconds.
     """
 
     def __init__(
-        self, listing: Listing, base: TaskCard, loaded: Callable[[], list[Loaded]], clock: Callable[[], float]
+        self,
+        listing: Listing,
+        base: TaskCard,
+        loaded: Callable[[], list[Loaded]],
+        last: Callable[[str], Loaded | None],
+        clock: Callable[[], float],
     ) -> None:
         self._listing = listing
         self._base = base
         self._loaded = loaded
+        self._last = last
         self._clock = clock
         self._facts: OrderedDict[tuple[str, int], _Facts] = OrderedDict()
         self._damaged: dict[tuple[str, int], tuple[float, _Facts]] = {}
@@ -72,7 +80,7 @@ class Catalogue:
                     continue
                 facts, readable = self._look(info.task, info.newest, readable)
                 if facts is not None:
-                    found.append(self._card(info, facts, dict.fromkeys(info.tags, 0)))
+                    found.append(self._card(info, facts, dict.fromkeys(info.tags)))
             self._of, self._cards = (infos if readable else None), found
             return list(found)
 
@@ -88,12 +96,10 @@ class Catalogue:
         task, which = parse_reference(name)
         try:
             info = self._listing.task(task)
-            tags = self._listing.watch.hub.tags(task) if info is not None else {}
-        except StoreError:
-            infos, _ = self._known()
-            if (info := infos.get(task)) is None:
-                raise
-            tags = {}
+            with self._listing.watch.look():
+                tags = self._listing.watch.hub.tags(task) if info is not None else {}
+        except StoreError as error:
+            return self._card_without_hub(name, task, which, error)
         if info is None:
             raise UnknownTask(task, self._listing.near(task))
         if isinstance(which, str) and which not in tags:
@@ -104,7 +110,20 @@ class Catalogue:
         facts, _ = self._look(task, number, readable=True)
         if facts is None:
             raise StoreError(f"{task}@{number} cannot be read now")
-        return self._card(info, facts, tags or dict.fromkeys(info.tags, 0))
+        return self._card(info, facts, dict(tags))
+
+    def _card_without_hub(self, name: str, task: str, which: int | str | None, error: StoreError) -> TaskCard:
+        """From what was known; raises ``error`` where that is not enough, since it proves nothing."""
+        infos, _ = self._known()
+        if (info := infos.get(task)) is None:
+            raise error
+        meant = self._last(name) if isinstance(which, str) else None
+        number = meant.version if meant is not None else info.newest if which is None else which
+        facts = self._look(task, number, readable=False)[0] if isinstance(number, int) else None
+        if facts is None:
+            raise error
+        known = {which: number} if isinstance(which, str) else {}
+        return self._card(info, facts, dict.fromkeys(info.tags) | known)
 
     def _known(self) -> tuple[Mapping[str, TaskInfo], bool]:
         """Tasks by name, and whether the hub can be read; one that is known to be in trouble is not waited for."""
@@ -142,7 +161,7 @@ class Catalogue:
             self._damaged[key] = (self._clock() + _DAMAGED, facts)
             return facts, True
         self._facts[key] = facts
-        while len(self._facts) > _MOST_FACTS:
+        while len(self._facts) > max(_MOST_FACTS, 2 * len(self._listing.known)):
             self._facts.popitem(last=False)
         return facts, True
 
@@ -160,7 +179,7 @@ class Catalogue:
                 return _facts(manifest, manifest.created)
         return None
 
-    def _card(self, info: TaskInfo, facts: _Facts, tags: dict[str, int]) -> TaskCard:
+    def _card(self, info: TaskInfo, facts: _Facts, tags: dict[str, int | None]) -> TaskCard:
         return TaskCard(
             info.task, facts.kind, facts.labels, self._base.name, info.numbers, tags, facts.created, facts.trouble,
             facts.pair,

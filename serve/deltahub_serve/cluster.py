@@ -12,10 +12,6 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from deltahub.errors import DeltahubError
-
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when ray is imported
-
 import ray
 from ray import serve
 from ray.exceptions import RayError
@@ -24,6 +20,7 @@ from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ApplicationStatus, LoggingConfig, ServeDeploySchema
 
+from deltahub.errors import DeltahubError
 from deltahub_serve.questions import State
 
 _POLL = 0.2
@@ -36,6 +33,10 @@ _OBJECTS = 256 << 20
 
 class ServingError(DeltahubError):
     """The application cannot start, or has died for good."""
+
+
+class LostError(ServingError):
+    """Ray does not say how the application is; it may again, since Ray restarts what it is made of."""
 
 
 @contextlib.contextmanager
@@ -105,7 +106,7 @@ def wait(application: str, url: str, step: Callable[[float], None], timeout: flo
 
 
 def check(application: str) -> None:
-    """Raises ServingError where the application has died for good."""
+    """Raises ServingError where the application has died for good, LostError where nobody knows."""
     _runs(application)
 
 
@@ -113,7 +114,7 @@ def _runs(application: str) -> bool:
     try:
         found = serve.status().applications.get(application)
     except (RayError, RayServeException, ConnectionError) as error:
-        raise ServingError(f"Ray Serve has died: {_last_line(str(error))}") from None
+        raise LostError(f"Ray Serve has died: {_last_line(str(error))}") from None
     if found is None:
         return False
     if found.status == ApplicationStatus.DEPLOY_FAILED:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
+import threading
+import time
 from collections.abc import Callable
 
 from deltahub.errors import DeltahubError
@@ -13,6 +16,9 @@ from deltahub_serve.signals import Signals
 _START = 900.0
 _LATE = 5.0
 """Seconds beyond a request's own timeout until it is given up."""
+_POLL = 1.0
+_LOST = 30.0
+"""Seconds of Ray's silence after which it is taken for dead."""
 Say = Callable[[str], None]
 
 
@@ -56,8 +62,10 @@ def _serve(service: Service, launch: Launch, signals: Signals, say: Say, show: S
     signals.ready()
     show(service.url)
     _describe(service, say)
+    watch = Watch(service.name)
+    watch.start()
     while (told := signals.wait(1.0)) != "stop":
-        cluster.check(service.name)
+        watch.check()
         if told == "reload":
             service = _reload(service, launch, say)
     say("stopping: requests under way are answered, new ones are refused; a second signal stops at once")
@@ -69,6 +77,45 @@ def _serve(service: Service, launch: Launch, signals: Signals, say: Say, show: S
         cluster.remove(service.name)
 
 
+class Watch:
+    """Whether the application lives; a moment in which Ray does not say so is no death.
+
+    Ray is asked by a thread of its own, since it may not answer for a minute, and signals must be heard meanwhile.
+    """
+
+    def __init__(self, application: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._application = application
+        self._clock = clock
+        self._heard = clock()
+        self._death: cluster.ServingError | None = None
+
+    def start(self) -> None:
+        threading.Thread(target=self._ask_again_and_again, name="deltahub-watch", daemon=True).start()
+
+    def check(self) -> None:
+        """Raises ServingError where it has died for good, LostError where Ray has said nothing for long."""
+        if self._death is not None:
+            raise self._death
+        if (silent := self._clock() - self._heard) > _LOST:
+            raise cluster.LostError(f"Ray has not answered for {silent:.0f} s", hint="see its logs")
+
+    def ask(self) -> None:
+        """Asks Ray once; what it says is for `check`."""
+        with contextlib.suppress(cluster.LostError):
+            try:
+                cluster.check(self._application)
+            except cluster.LostError:
+                raise
+            except cluster.ServingError as error:
+                self._death = error
+            self._heard = self._clock()
+
+    def _ask_again_and_again(self) -> None:
+        while self._death is None:
+            self.ask()
+            time.sleep(_POLL)
+
+
 def _reload(service: Service, launch: Launch, say: Say) -> Service:
     """Applies what may change while requests are answered; on any doubt nothing."""
     if launch.file is None:
@@ -76,13 +123,13 @@ def _reload(service: Service, launch: Launch, say: Say) -> Service:
         return service
     try:
         changed = prepare(launch, listening=service.schema.http_options.port)
+        if names := service.heavier_changes(changed):
+            say(f"SIGHUP: nothing was applied: {', '.join(names)} cannot change without a restart")
+            return service
+        cluster.deploy(changed.schema)
     except DeltahubError as error:
         say(f"SIGHUP: nothing was applied: {error}")
         return service
-    if names := service.heavier_changes(changed):
-        say(f"SIGHUP: nothing was applied: {', '.join(names)} cannot change without a restart")
-        return service
-    cluster.deploy(changed.schema)
     say(f"SIGHUP: {launch.file} is being applied")
     return changed
 

@@ -30,7 +30,8 @@ class Live(_Checked):
         patience: seconds that a request may wait before its task goes first.
         queued, queued_per_task: most requests that wait in a replica, in all and of one task.
         timeout: seconds that a request may take.
-        splits: task to shares of its versions, ``{"sst2": {3: 0.9, 4: 0.1}}``, for requests that name no version.
+        splits: task to shares of its versions, ``{"sst2": {3: 0.9, 4: 0.1}}``, for requests that name no version; the
+            shares of a task sum to 1.
         pinned: tasks that are loaded at once and stay.
     """
 
@@ -45,6 +46,17 @@ class Live(_Checked):
     timeout: Seconds = 30.0
     splits: dict[str, dict[Annotated[int, Field(ge=1)], Share]] = {}
     pinned: tuple[str, ...] = ()
+
+    @field_validator("splits")
+    @classmethod
+    def _whole(cls, splits: dict[str, dict[int, float]]) -> dict[str, dict[int, float]]:
+        for task, shares in splits.items():
+            if abs(sum(shares.values()) - 1) > 1e-6:
+                told = ", ".join(f"{task}@{number}={share:g}" for number, share in shares.items())
+                raise ValueError(
+                    f"shares of {task} sum to {sum(shares.values()):g} ({told}); name all, so that they sum to 1"
+                )
+        return splits
 
 
 class Config(_Checked):

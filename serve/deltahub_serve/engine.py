@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +18,8 @@ from deltahub_serve.scheduler import Batch, Limits, Request, Scheduler
 
 Key = tuple[str, int | None, str]
 """Task, version and digest."""
+_MOST_FAILED = 8
+"""Passes that fail in turn, in whatever tasks, until the device rather than a task is taken for broken."""
 
 
 class Expired(Exception):
@@ -35,7 +38,7 @@ class _Work:
 
 
 class Waiting(Future[Answered]):
-    """The future of one request."""
+    """The future of one request; `Engine.cancel` cancels it."""
 
     request: Request[Key]
 
@@ -72,6 +75,8 @@ class Engine:
         self._closing = False
         self._busy_since: float | None = None
         self._broken: str | None = None
+        self._failing = 0
+        self._failed_by = ""
         self._key: Key | None = None
         self._thread = threading.Thread(target=self._loop, name="deltahub-engine", daemon=True)
         self._thread.start()
@@ -79,7 +84,7 @@ class Engine:
     def submit(
         self, model: TaskModel, version: int | None, encoded: Sequence[Any], *, deadline: float | None = None
     ) -> list[Waiting]:
-        """One future for each of ``encoded``; cancelling one takes it out of the queue.
+        """One future for each of ``encoded``.
 
         Args:
             model: the task that answers; the engine keeps it until the answer is there.
@@ -92,28 +97,28 @@ class Engine:
             Closed: the engine is closing.
         """
         delta = model.delta
-        requests = []
+        key, latest = (delta.task, version, delta.digest), math.inf if deadline is None else deadline
+        requests, futures = [], []
         for item in encoded:
-            work = _Work(model, item, Waiting())
-            request = Request((delta.task, version, delta.digest), delta.task, len(item.tokens["input_ids"]), work)
-            work.future.request = request
-            request.deadline = request.deadline if deadline is None else deadline
-            requests.append(request)
+            future = Waiting()
+            work = _Work(model, item, future)
+            future.request = Request(key, delta.task, len(item.tokens["input_ids"]), work, latest)
+            requests.append(future.request)
+            futures.append(future)
         with self._condition:
             if self._closing or self._broken:
                 raise Closed(self._broken or "the server is shutting down")
-            self._scheduler.check_room(delta.task, len(requests))
-            for request in requests:
-                self._scheduler.submit(request)
+            self._scheduler.submit(*requests)
             self._condition.notify()
-        for request in requests:
-            request.payload.future.add_done_callback(self._dropped)
-        return [request.payload.future for request in requests]
+        return futures
 
     def cancel(self, futures: Sequence[Waiting]) -> None:
         """Takes all that still wait out of their queues at once."""
         with self._condition:
-            self._scheduler.cancel(*(future.request for future in futures))
+            waiting = [future.request for future in futures if future.request.waiting]
+            self._scheduler.cancel(*waiting)
+        for request in waiting:
+            request.payload = None
         for future in futures:
             future.cancel()
 
@@ -145,7 +150,10 @@ class Engine:
         return self._key
 
     def trouble(self, stuck_after: float) -> str | None:
-        """Why the engine cannot answer any more: broken, dead, or one pass that takes longer than ``stuck_after``."""
+        """Why the engine cannot answer any more.
+
+        It is broken, or dead, or one pass takes longer than ``stuck_after`` seconds, or one pass after the other fails.
+        """
         if self._broken:
             return self._broken
         if not self._thread.is_alive() and not self._closing:
@@ -153,12 +161,9 @@ class Engine:
         since = self._busy_since
         if since is not None and self._clock() - since > stuck_after:
             return f"one pass has taken more than {stuck_after:g} s"
+        if self._failing >= _MOST_FAILED:
+            return f"{self._failing} passes in turn have failed, the latest with: {self._failed_by}"
         return None
-
-    def _dropped(self, future: Future[Answered]) -> None:
-        if isinstance(future, Waiting) and future.cancelled() and future.request.waiting:
-            with self._condition:
-                self._scheduler.cancel(future.request)
 
     def _loop(self) -> None:
         if self._threads is not None:
@@ -182,13 +187,16 @@ class Engine:
 
     def _run(self, batch: Batch[Key]) -> bool:
         """One pass; False where the resident can never be used again."""
-        wanted = [request for request in batch.requests if request.payload.future.set_running_or_notify_cancel()]
+        wanted = [request for request in batch.requests if _begun(request)]
         if not wanted:
             return True
         assert batch.key is not None
         try:
             self._answer(batch.key, wanted)
         except Exception as error:  # noqa: BLE001  (torch may fail in any way; the thread must live on)
+            if not isinstance(error, DeltahubError):  # those are told on purpose, of one task
+                self._failing += 1
+                self._failed_by = " ".join(str(error).split())[:200]
             return self._failed(batch.key, wanted, error)
         return True
 
@@ -240,9 +248,10 @@ class Engine:
         with self._condition:
             self._scheduler.took(len(wanted), ran + swapped)
         self._count(key[0], wanted, start, swapped, ran)
+        self._failing = 0
         for request, answer in zip(wanted, found, strict=True):
             queued = start - request.arrived
-            request.payload.future.set_result(Answered(answer, *key, queued, swapped, ran, len(wanted)))
+            _taken(request).set_result(Answered(answer, *key, queued, swapped, ran, len(wanted)))
 
     def _count(self, task: str, wanted: list[Request[Key]], start: float, swapped: float, ran: float) -> None:
         queued, tokens = [start - request.arrived for request in wanted], [request.tokens for request in wanted]
@@ -256,7 +265,22 @@ class Engine:
             self._observe(Pass(task, sum(tokens), len(tokens) * max(tokens), tuple(queued), swapped, ran))
 
 
+def _taken(request: Request[Key]) -> Waiting:
+    """The future, for its answer; the request lets go of its task, which queues and futures would keep in memory."""
+    future: Waiting = request.payload.future
+    request.payload = None
+    return future
+
+
+def _begun(request: Request[Key]) -> bool:
+    """Whether somebody still wants it, who cannot cancel it any more."""
+    if request.payload.future.set_running_or_notify_cancel():
+        return True
+    request.payload = None
+    return False
+
+
 def _fail(request: Request[Key], error: Exception) -> None:
-    future: Future[Answered] = request.payload.future
+    future = _taken(request)
     if future.running() or future.set_running_or_notify_cancel():
         future.set_exception(error)

@@ -27,7 +27,9 @@ def follow(job: Future[T]) -> Future[T]:
             return
         if ended.cancelled():
             mine.set_exception(BusyError("the server is shutting down"))
-        elif (error := ended.exception()) is not None:
+        elif isinstance(error := ended.exception(), DeltahubError):
+            mine.set_exception(alike(error))
+        elif error is not None:
             mine.set_exception(error)
         else:
             mine.set_result(ended.result())
@@ -43,9 +45,18 @@ def done(result: T) -> Future[T]:
 
 
 def failed(error: DeltahubError) -> Future[T]:
+    """Its error is one of its own, so that who raises it lengthens no other one's traceback."""
     future: Future[T] = Future()
-    future.set_exception(error)
+    future.set_exception(alike(error))
     return future
+
+
+def alike(error: DeltahubError) -> DeltahubError:
+    """The same error without where it happened and what led to it: frames keep alive whatever they had in hand."""
+    made = type(error).__new__(type(error))
+    made.args = error.args
+    made.__dict__.update(error.__dict__)
+    return made
 
 
 async def ended(futures: Sequence[Future[Any]]) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import difflib
+import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
 from deltahub import Hub
 from deltahub.errors import NotFoundError, StoreError
 from deltahub.hub import TaskInfo
 
+_FEW = 100
+"""Tasks that are rather looked up one by one than by a listing of the whole hub."""
 _SLOW = 10.0
 """Seconds after which a look that has not ended is said to be in trouble."""
 _SHARE = 10.0
@@ -105,6 +108,14 @@ class Listing:
             self._found, self._taken, self._cost = found, start, self._clock() - start
             return found
 
+    def some(self, names: Collection[str]) -> dict[str, TaskInfo]:
+        """At least those of ``names`` that there are, looked up now. Raises as `tasks`."""
+        if len(names) > _FEW:
+            return self.tasks()
+        if not names:
+            self.watch.check()
+        return {name: info for name in names if (info := self.task(name)) is not None}
+
     def task(self, name: str) -> TaskInfo | None:
         """One task, looked up now; None where there is no such task. Raises as `tasks`."""
         with self.watch.look():
@@ -114,13 +125,18 @@ class Listing:
         return found
 
     def forget(self) -> None:
-        """What is asked next is listed anew."""
-        self._taken = None
+        """What is asked next is listed anew; waits for a listing that is under way, which may be too old."""
+        with self._lock:
+            self._taken = None
 
     def absent(self, task: str) -> bool:
         """Whether a listing that is young enough lacks ``task``; False where nobody knows."""
+        return self._clock() < self.absent_until(task)
+
+    def absent_until(self, task: str) -> float:
+        """Clock time until which `absent` is true; it has passed where nobody knows."""
         taken = self._taken
-        return taken is not None and self._clock() - taken < self._patience and task not in self._found
+        return -math.inf if taken is None or task in self._found else taken + self.fresh
 
     @property
     def searchable(self) -> bool:
@@ -133,14 +149,11 @@ class Listing:
             return ()
         try:
             start = self._clock()
-            found = difflib.get_close_matches(task, list(self.tasks(self._patience)), 3, 0.5)
+            age = max(self.fresh, _SHARE * self._cost)
+            found = difflib.get_close_matches(task, list(self.tasks(age)), 3, 0.5)
             self._search_again = start + (1 + _SHARE) * (self._clock() - start)
             return tuple(found)
         except StoreError:
             return ()
         finally:
             self._searching.release()
-
-    @property
-    def _patience(self) -> float:
-        return max(self.fresh, _SHARE * self._cost)

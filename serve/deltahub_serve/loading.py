@@ -8,8 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from deltahub import Delta, DeltahubError, TaskModel
 from deltahub.errors import FormatError, IntegrityError, MismatchError, NotFoundError, UsageError
-from deltahub.names import parse_reference
-from deltahub_serve.futures import BusyError, failed, follow
+from deltahub.names import parse_reference, task_of
+from deltahub_serve.futures import BusyError, alike, failed, follow
 from deltahub_serve.listing import Listing, UnknownTask
 from deltahub_serve.shelf import Key, Loaded
 
@@ -28,7 +28,9 @@ class Loader:
         listing: of the hub that tasks come from.
         load: makes a pulled delta answer; refuses what does not fit the base.
         have: the version of that key, where it is in memory.
-        loaded: is told what a name was found to mean.
+        loaded: is told what a name was found to mean, and gives what is to be kept of it.
+        last: what a name last meant, which answers on where that cannot be looked up.
+        lost: is told that the hub has no such name.
         threads: tasks that are loaded at a time.
         remember: seconds for which a failure is the answer.
         most: names that may wait.
@@ -43,7 +45,9 @@ class Loader:
         listing: Listing,
         load: Load,
         have: Callable[[Key], Loaded | None],
-        loaded: Callable[[str, Loaded], None],
+        loaded: Callable[[str, Loaded], Loaded],
+        last: Callable[[str], Loaded | None],
+        lost: Callable[[str], None],
         *,
         clock: Callable[[], float],
         threads: int,
@@ -60,6 +64,8 @@ class Loader:
         self._load = load
         self._have = have
         self._loaded = loaded
+        self._last = last
+        self._lost = lost
         self._clock = clock
         self._lock = threading.Lock()
         self._generation = 0
@@ -108,6 +114,9 @@ class Loader:
         except NotFoundError as error:  # the version is there, one of its parts is not
             self.failures += 1
             raise IntegrityError(f"{record.reference} is not whole: {error}") from None
+        except UsageError as error:  # nobody named it wrongly: it is of a kind that has no answers
+            self.failures += 1
+            raise MismatchError(f"{record.reference} cannot be served: {error}") from None
         except DeltahubError:
             self.failures += 1
             raise
@@ -122,29 +131,54 @@ class Loader:
         with self._lock:
             self._generation += 1
             for name in list(self._failed):
-                if names is None or name in names or name.partition("@")[0].partition(":")[0] in names:
+                if names is None or name in names or task_of(name) in names:
                     del self._failed[name]
+
+    def under_way(self) -> set[str]:
+        """Names that are being looked up now."""
+        with self._lock:
+            return set(self._pending)
 
     def close(self, *, wait: bool) -> None:
         self._pool.shutdown(wait=wait, cancel_futures=True)
 
     def _first(self, name: str) -> Loaded:
         try:
-            generation = -1
-            while generation != self._generation:  # it may have been read before what a refresh was asked for
-                generation = self._generation
-                found = self._fetch_or_older(name)
-            self._loaded(name, found)
-            return found
+            return self._find(name)
         except DeltahubError as error:
-            with self._lock:
-                self._failed[name] = (self._clock() + self.remember, error)
-                while len(self._failed) > _MOST_FAILED:
-                    del self._failed[next(iter(self._failed))]
-            raise
+            failure = alike(error)
+            self._remember(name, error)
         finally:
             with self._lock:
                 del self._pending[name]
+        raise failure
+
+    def _find(self, name: str) -> Loaded:
+        while True:
+            generation = self._generation
+            try:
+                found = self._loaded(name, self._fetch_or_older(name))
+            except NotFoundError:
+                self._lost(name)
+                raise
+            except DeltahubError as error:
+                if (before := self._last(name)) is None:
+                    raise
+                self.trouble[name] = str(error)
+                return before
+            if generation == self._generation:  # else it may have been read before what a refresh was asked for
+                return found
+
+    def _remember(self, name: str, error: DeltahubError) -> None:
+        with self._lock:
+            now = self._clock()
+            until = now + self.remember
+            if isinstance(error, UnknownTask) and self._listing.absent(task_of(name)):
+                until = self._listing.absent_until(task_of(name))  # it was listed some time ago
+            self._failed = {other: failure for other, failure in self._failed.items() if now < failure[0]}
+            self._failed[name] = (until, alike(error))
+            while len(self._failed) > _MOST_FAILED:
+                del self._failed[next(iter(self._failed))]
 
     def _fetch_or_older(self, name: str) -> Loaded:
         """As `fetch`; where a plain task name means a damaged version, the newest one that is whole."""

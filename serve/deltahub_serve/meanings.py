@@ -20,6 +20,8 @@ class Meaning:
 
     Attributes:
         used: clock time at which somebody last asked for it.
+        idle: nobody asks for it, so it is not looked up again until somebody does; where the hub cannot be read
+            then, this is still the answer.
         moved: of a tag, when it was last written, by the clock of the store; None where that was not looked at yet.
         seen: clock time at which ``moved`` was first seen.
         settled: whether the tag was read so long after ``seen`` that no later write can bear the same time.
@@ -29,6 +31,7 @@ class Meaning:
 
     loaded: Loaded
     used: float
+    idle: bool = False
     moved: float | None = None
     seen: float = 0.0
     settled: bool = False
@@ -84,8 +87,8 @@ class Meanings:
     def __contains__(self, name: str) -> bool:
         return name in self._by_name
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(list(self._by_name))
+    def __iter__(self) -> Iterator[tuple[str, Meaning]]:
+        return iter(list(self._by_name.items()))
 
     def get(self, name: str) -> Meaning | None:
         return self._by_name.get(name)

@@ -115,7 +115,7 @@ class TaskCard:
         kind, labels: of the newest version.
         parent: id of the base; None for the base itself.
         versions: numbers, oldest first; none for the base.
-        tags: tag to version number where one task was asked for, else the tags' names with 0.
+        tags: tag to version number where one task was asked for, else the tags' names with None.
         created: seconds since 1970 of the newest version.
         trouble: why the newest version cannot be read, if so.
         pair: whether it compares two texts.
@@ -126,7 +126,7 @@ class TaskCard:
     labels: tuple[str, ...]
     parent: str | None
     versions: tuple[int, ...]
-    tags: dict[str, int]
+    tags: dict[str, int | None]
     created: int
     trouble: str | None = None
     pair: bool = False

@@ -64,7 +64,7 @@ class Request(Generic[Key]):
         key: the task version that must answer it.
         task: the task that its limit counts for.
         tokens: its length.
-        payload: whatever the engine needs; never looked at here.
+        payload: whatever the engine needs, which may drop it; never looked at here.
         deadline: clock time after which nobody wants the answer.
         arrived: clock time, set by `Scheduler.submit`.
     """
@@ -112,33 +112,16 @@ class Scheduler(Generic[Key]):
         """Requests of ``task`` that wait."""
         return self._per_task.get(task, 0)
 
-    def check_room(self, task: str, requests: int = 1) -> None:
-        """Raises Overloaded unless so many more requests of ``task`` may wait."""
-        limits = self.limits
-        if self._count + requests > limits.queued:
-            raise Overloaded("in all", limits.queued, self._drain(self._count))
-        if self.waiting(task) + requests > limits.queued_per_task:
-            raise Overloaded(f"for {task}", limits.queued_per_task, self._drain(self.waiting(task)))
-
-    def submit(self, request: Request[Key]) -> None:
-        """Puts a request into its queue.
+    def submit(self, *requests: Request[Key]) -> None:
+        """Puts requests of one task into their queues, all or none.
 
         Raises:
-            Overloaded: as many wait as may.
+            Overloaded: there is no room for all of them.
         """
-        self.check_room(request.task)
-        request.arrived = self._clock()
-        request.waiting = True
-        self._queues.setdefault(request.key, []).append(request)
-        self._tokens[request.key] = self._tokens.get(request.key, 0) + request.tokens
-        self._per_task[request.task] = self.waiting(request.task) + 1
-        self._count += 1
-        if request.deadline < math.inf:
-            self._number += 1
-            heapq.heappush(self._deadlines, (request.deadline, self._number, request))
-            if len(self._deadlines) > 64 + 2 * self._count:  # most are answered: let go of what they hold
-                self._deadlines = [entry for entry in self._deadlines if entry[2].waiting]
-                heapq.heapify(self._deadlines)
+        if requests:
+            self._check_room(requests[0].task, len(requests))
+        for request in requests:
+            self._put(request)
 
     def cancel(self, *requests: Request[Key]) -> bool:
         """Takes requests out of their queues; False where one is on its way or answered already."""
@@ -170,6 +153,27 @@ class Scheduler(Generic[Key]):
         self._seconds_per_request = (
             each if not self._seconds_per_request else 0.9 * self._seconds_per_request + 0.1 * each
         )
+
+    def _check_room(self, task: str, requests: int) -> None:
+        limits = self.limits
+        if self._count + requests > limits.queued:
+            raise Overloaded("in all", limits.queued, self._drain(self._count))
+        if self.waiting(task) + requests > limits.queued_per_task:
+            raise Overloaded(f"for {task}", limits.queued_per_task, self._drain(self.waiting(task)))
+
+    def _put(self, request: Request[Key]) -> None:
+        request.arrived = self._clock()
+        request.waiting = True
+        self._queues.setdefault(request.key, []).append(request)
+        self._tokens[request.key] = self._tokens.get(request.key, 0) + request.tokens
+        self._per_task[request.task] = self.waiting(request.task) + 1
+        self._count += 1
+        if request.deadline < math.inf:
+            self._number += 1
+            heapq.heappush(self._deadlines, (request.deadline, self._number, request))
+            if len(self._deadlines) > 64 + 2 * self._count:  # most are answered: let go of what they hold
+                self._deadlines = [entry for entry in self._deadlines if entry[2].waiting]
+                heapq.heapify(self._deadlines)
 
     def _choose(self, resident: Key | None) -> Key:
         oldest = min(self._queues, key=lambda key: self._queues[key][0].arrived)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ class Launch:
         file: a Ray Serve configuration in place of the arguments.
         host, port: where to listen; the file's, then 127.0.0.1 and 8000, where None; port 0 takes a free one.
         address: of a Ray cluster to join.
+        environment: where keys are looked for.
     """
 
     arguments: Mapping[str, Any]
@@ -38,6 +39,7 @@ class Launch:
     host: str | None = None
     port: int | None = None
     address: str | None = None
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def prepare(launch: Launch, *, listening: int | None = None) -> Service:
         raise UsageError(
             f"--config {launch.file}", expected=f"one application with import_path {BUILDER}", got=len(ours)
         )
-    planned = plan(ours[0].args if launch.file else _shared(launch.arguments))
+    planned = plan(ours[0].args if launch.file else _shared(launch.arguments), launch.environment)
     ours[0].args = planned.arguments()
     model = next((one for one in ours[0].deployments if one.name == "Model"), None)
     user_config = model.user_config if model and isinstance(model.user_config, dict) else {}

@@ -27,6 +27,11 @@ class LibrarySettings:
     loading: int = 256
     splits: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
 
+    @property
+    def fresh(self) -> float:
+        """Seconds for which a listing may say that there is no such task."""
+        return min(self.remember, self.refresh)
+
 
 @dataclass(frozen=True)
 class LibraryCounters:

@@ -60,10 +60,15 @@ class Shelf:
             self._models.move_to_end(key)
         return found
 
-    def put(self, loaded: Loaded) -> None:
+    def put(self, loaded: Loaded) -> Loaded:
+        """What is there from now on: ``loaded``, or what was there already where that is the same."""
+        there = self.get(loaded.key)
+        if there is not None and there.model.delta.digest == loaded.model.delta.digest:
+            return there
         self.drop(loaded.key)
         self._models[loaded.key] = loaded
         self._bytes += loaded.size
+        return loaded
 
     def drop(self, key: Key) -> bool:
         """Whether it was there."""

@@ -29,6 +29,7 @@ from deltahub_serve.scheduler import Limits, Overloaded
 from deltahub_serve.settings import LibrarySettings
 from deltahub_serve.shelf import Loaded
 from deltahub_serve.startup import open_parts
+from deltahub_serve.trial import try_out
 
 T = TypeVar("T")
 _PREFETCH = 120.0
@@ -45,23 +46,30 @@ class Worker:
         config: where hub and base are, and the limits.
         replica: its name, in replies and states.
         clock: monotonic seconds.
+        stuck_after: seconds that one forward pass may take before the replica counts as broken.
 
     Raises:
         DeltahubError: hub, base or mask cannot be used; the message says what to do.
     """
 
-    def __init__(self, config: Config, replica: str = "local", clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, config: Config, replica: str = "local", clock: Callable[[], float] = time.monotonic,
+        *, stuck_after: float = 60.0,
+    ) -> None:  # fmt: skip
         parts = open_parts(config)
         self.config = config
         self.replica = replica
+        self.stuck_after = stuck_after
         self._live = config.live
         self._clock = clock
         self._since = clock()
         self._parts = parts
         self._base = self._of_base()
         self._meters = Metrics()
-        self._library = Library(parts.hub, self._answering, _settings(self._live), clock)
-        self._catalogue = Catalogue(self._library.listing, self._base_card(), self._library.loaded, clock)
+        self._library = library = Library(
+            parts.hub, self._answering, _settings(self._live), clock, lambda loaded: try_out(self._engine, loaded)
+        )
+        self._catalogue = Catalogue(library.listing, self._base_card(), library.loaded, library.last, clock)
         self._engine = Engine(
             parts.resident, _limits(self._live), clock, threads=parts.threads, observe=self._meters.passed
         )
@@ -85,7 +93,7 @@ class Worker:
         """
         seconds = min(question.timeout or math.inf, self._live.timeout)
         deadline = self._clock() + seconds
-        task, outcome = None, "cancelled"
+        task, outcome = None, "failed"
         try:
             with self._counted():
                 async with asyncio.timeout(seconds):
@@ -94,6 +102,9 @@ class Worker:
                     reply = await self._answer(question, loaded, deadline)
             outcome = "answered"
             return reply
+        except asyncio.CancelledError:
+            outcome = "cancelled"
+            raise
         except TimeoutError:
             outcome = "timeout"
             raise refusals.late(seconds) from None
@@ -114,7 +125,7 @@ class Worker:
 
     async def metrics(self) -> dict[str, str]:
         state, age = self.state(), self._library.refresh_age()
-        return {self.replica: await self._in(self._readers, partial(self._meters.text, state, age))}
+        return {self.replica: await asyncio.to_thread(self._meters.text, state, age)}  # whatever the hub does
 
     async def refresh(self, names: tuple[str, ...] | None = None) -> dict[str, list[str]]:
         wanted = None if names is None else list(names)
@@ -145,10 +156,6 @@ class Worker:
             counters=asdict(self._engine.counters) | asdict(library.counters),
         )  # fmt: skip
 
-    def has(self, name: str) -> bool:
-        """Whether it would answer for ``name`` without loading anything."""
-        return name == self._parts.name or self._library.has(name)
-
     def reconfigure(self, live: Live) -> None:
         """Applies ``live`` from now on; what is under way ends as it began. Loads no task while the caller waits."""
         self._live = live
@@ -156,9 +163,9 @@ class Worker:
         self._library.configure(_settings(live), live.pinned)
         self._refresher.set_interval(live.refresh)
 
-    def trouble(self, stuck_after: float = 60.0) -> str | None:
+    def trouble(self, stuck_after: float | None = None) -> str | None:
         """Why it cannot answer any more, so that it must be replaced; None where it can."""
-        return self._engine.trouble(stuck_after)
+        return self._engine.trouble(self.stuck_after if stuck_after is None else stuck_after)
 
     def close(self, drain: bool = True, timeout: float | None = None) -> bool:
         """Takes no more questions; with ``drain`` waits for those under way, at most ``timeout`` seconds.
@@ -227,6 +234,7 @@ class Worker:
             raise refusals.of_pass(error) from error
         finally:
             self._engine.cancel([future for future in futures if not future.done()])
+            del futures  # a failure holds this frame, and they hold the failure
         return self._reply(loaded, encoded, found, prepared)
 
     async def _prepare(self, question: Question, loaded: Loaded) -> list[Encoded]:

@@ -80,10 +80,13 @@ def make_worker(serve_base: Base, hub_folder: Path) -> Iterator[MakeWorker]:
     """Workers that are closed at the end; a refresh happens when a test asks for it."""
     made: list[Worker] = []
 
-    def make(replica: str = "local", *, live: dict[str, Any] | None = None, **fields: Any) -> Worker:
+    def make(
+        replica: str = "local", *, live: dict[str, Any] | None = None, stuck_after: float = 60.0, **fields: Any
+    ) -> Worker:
         settings = Live(**({"refresh": 3600.0} | (live or {})))
         chosen = {"hub": str(hub_folder), "base": str(serve_base.path), "base_name": "base", "device": "cpu"}
-        made.append(Worker(Config(**(chosen | {"threads": 1, "live": settings} | fields)), replica))
+        config = Config(**(chosen | {"threads": 1, "live": settings} | fields))
+        made.append(Worker(config, replica, stuck_after=stuck_after))
         return made[-1]
 
     yield make

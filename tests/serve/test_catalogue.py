@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from deltahub_serve import catalogue as catalogue_module
 from deltahub_serve.catalogue import Catalogue
 from deltahub_serve.listing import HubWatch, Listing
 from deltahub_serve.questions import Question, Refused, TaskCard
@@ -26,7 +27,7 @@ def clock() -> Clock:
 
 
 def catalogue(hub: Hub, clock: Clock) -> Catalogue:
-    return Catalogue(Listing(HubWatch(hub, clock), clock, 2.0), BASE, list, clock)
+    return Catalogue(Listing(HubWatch(hub, clock), clock, 2.0), BASE, list, lambda _: None, clock)
 
 
 def test_the_base_then_every_task_by_name(hub: Hub, clock: Clock) -> None:
@@ -35,7 +36,7 @@ def test_the_base_then_every_task_by_name(hub: Hub, clock: Clock) -> None:
     assert {name: cards[name].kind for name in KINDS} == KINDS
     topic = cards["topic"]
     assert (topic.labels, topic.parent, topic.versions, topic.tags) == (
-        ("red", "green", "blue"), "base", (1, 2), {"prod": 0},
+        ("red", "green", "blue"), "base", (1, 2), {"prod": None},
     )  # fmt: skip
     assert topic.created > 1_700_000_000
     assert [card.name for card in cards.values() if card.pair] == ["pairs"]
@@ -150,3 +151,41 @@ def test_a_card_that_there_is_not_is_refused_as_a_question_is(make_worker: MakeW
         with pytest.raises(Refused) as caught:
             asyncio.run(worker.card(name))
         assert caught.value.refusal.reason == "unknown"
+
+
+def test_the_card_of_a_tag_is_told_without_the_hub_where_the_tag_was_asked_for(
+    make_worker: MakeWorker, hub_folder: Path
+) -> None:
+    worker = make_worker()
+    asyncio.run(worker.ask(Question("topic:prod", ("w1",))))
+    before = asyncio.run(worker.card("topic:prod"))
+    asyncio.run(worker.cards())
+    hub_folder.rename(hub_folder.with_name("away"))
+    assert asyncio.run(worker.card("topic:prod")) == before
+    for name in ("words:prod", "topic:nobody", "topic@9", "lost"):
+        with pytest.raises(Refused) as caught:
+            asyncio.run(worker.card(name))
+        assert caught.value.refusal.reason == "unavailable", name
+
+
+def test_a_hub_whose_tags_cannot_be_read_is_in_trouble(hub: Hub, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = catalogue(hub, clock)
+    found.cards()
+
+    def fails(task: str) -> Any:
+        raise StoreError("connection lost")
+
+    monkeypatch.setattr(hub, "tags", fails)
+    assert found.card("topic").versions == (1, 2)
+    assert found._listing.watch.trouble() == "connection lost"
+
+
+def test_a_hub_of_more_tasks_than_are_remembered_otherwise_is_remembered(
+    hub: Hub, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalogue_module, "_MOST_FACTS", 2)
+    found = catalogue(hub, clock)
+    first = found.cards()
+    clock.now += 10
+    monkeypatch.setattr(hub, "version", None)
+    assert found.cards() == first

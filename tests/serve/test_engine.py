@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import threading
+import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -13,7 +15,7 @@ from deltahub_serve.passes import Pass
 from deltahub_serve.scheduler import Limits, Overloaded
 
 from deltahub import Base, Delta, Mask, Resident, TaskModel
-from deltahub.errors import DeltahubError, ResidentError
+from deltahub.errors import DeltahubError, MismatchError, ResidentError
 from deltahub.heads import load_tokenizer
 from tests.tasks import random_task
 from tests.tuning.conftest import WORDS, write_text_base
@@ -78,7 +80,7 @@ def test_every_answer_is_of_its_own_task_under_many_clients(engine: Engine, base
             task, row = mine.randrange(len(deltas)), mine.randrange(len(texts))
             future = engine.submit(served[task], task, served[task].prepare([texts[row]]))[0]
             if mine.random() < 0.1:
-                future.cancel()
+                engine.cancel([future])
                 continue
             done = future.result(60)
             close = torch.allclose(
@@ -241,3 +243,69 @@ def test_many_are_cancelled_at_once(engine: Engine, deltas: list[Delta]) -> None
         assert engine.waiting == 1
     assert all(future.cancelled() for future in futures[:4])
     assert futures[4].result(60).rows == 1
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """What is not freed at once is held by somebody, or by itself."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def test_nothing_of_a_task_is_kept_once_its_requests_have_ended(
+    engine: Engine, deltas: list[Delta], monkeypatch: pytest.MonkeyPatch, no_collector: None
+) -> None:
+    answered, failing, cancelled, late, other = models(engine, deltas)[:5]
+    held = [weakref.ref(model) for model in (answered, failing, cancelled, late)]
+    monkeypatch.setattr(failing, "run", lambda batch: 1 / 0)
+    later, passed = engine._clock() + 600, engine._clock() - 1
+    with engine._condition:
+        futures = engine.submit(cancelled, 1, cancelled.prepare(["w1", "w2"]), deadline=later)
+        engine.cancel(futures)
+        futures += engine.submit(answered, 1, answered.prepare(["w1", "w2"]), deadline=later)
+        futures += engine.submit(late, 1, late.prepare(["w1"]), deadline=passed)
+        failed = engine.submit(failing, 1, failing.prepare(["w1"]), deadline=later)
+    assert isinstance(failed[0].exception(60), ZeroDivisionError)
+    assert futures[2].result(60).task == "task0"
+    monkeypatch.undo()
+    del failed, answered, failing, cancelled, late  # the futures of the others are still there
+    assert engine.submit(other, 1, other.prepare(["w1"]))[0].result(60)
+    with engine._condition:  # the pass is over
+        assert [model() for model in held] == [None] * 4
+
+
+def test_a_device_on_which_every_pass_fails_is_trouble(
+    engine: Engine, deltas: list[Delta], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = models(engine, deltas)[0]
+    run = model.run
+
+    def fail(error: Exception, times: int) -> None:
+        def failing(batch):  # type: ignore[no-untyped-def]
+            raise error
+
+        monkeypatch.setattr(model, "run", failing)
+        for _ in range(times):
+            assert engine.submit(model, 1, model.prepare(["w1"]))[0].exception(60) is error
+
+    fail(MismatchError("a head of another size"), 20)
+    fail(RuntimeError("device lost"), 7)
+    assert engine.trouble(60) is None
+    fail(RuntimeError("device lost\nfor ever"), 1)
+    assert engine.trouble(60) == "8 passes in turn have failed, the latest with: device lost for ever"
+    monkeypatch.setattr(model, "run", run)
+    assert engine.submit(model, 1, model.prepare(["w1"]))[0].result(60)
+    assert engine.trouble(60) is None
+
+
+def test_the_rows_of_one_batch_that_fail_count_once(
+    engine: Engine, deltas: list[Delta], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = models(engine, deltas)[0]
+    monkeypatch.setattr(model, "run", lambda batch: 1 / 0)
+    with engine._condition:
+        futures = engine.submit(model, 1, model.prepare(["w1"] * 8))
+    assert all(isinstance(future.exception(60), ZeroDivisionError) for future in futures)
+    assert engine.trouble(60) is None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -279,7 +281,6 @@ def test_a_smaller_budget_is_kept_to_at_once(hub: Hub, base: Base, mask: Mask, l
     library.pin("b")
     library.configure(LibrarySettings(budget=0))
     assert [loaded.task for loaded in library.loaded()] == ["b"]
-    assert (library.has("a"), library.has("b")) == (False, True)
     assert library.counters.evictions == 2
     library.close()
 
@@ -507,3 +508,219 @@ def test_when_the_hub_is_gone_a_task_that_is_not_loaded_is_not_called_unknown(
     with pytest.raises(DeltahubError) as refused:
         version(library, "sst2")
     assert isinstance(refused.value, StoreError)
+
+
+def test_a_load_ends_however_often_it_is_refreshed_meanwhile(hub: Hub, base: Base, mask: Mask, loads: Loads) -> None:
+    push(hub, base, mask, 1)
+
+    def load(delta: Delta) -> TaskModel:
+        if loads.counts.total() < 5:
+            library.refresh()
+        return loads(delta)
+
+    library = Library(hub, load)
+    assert version(library, "sst2") == 1
+    assert list(loads.counts.values()) == [1]
+    library.close()
+
+
+def test_a_task_that_is_removed_while_it_is_loaded_is_not_answered(
+    hub: Hub, base: Base, mask: Mask, loads: Loads
+) -> None:
+    push(hub, base, mask, 1)
+
+    def load(delta: Delta) -> TaskModel:
+        hub.remove("sst2")
+        library.refresh(["sst2"])
+        return loads(delta)
+
+    library = Library(hub, load, clock=Clock())
+    for _ in range(2):
+        with pytest.raises(NotFoundError):
+            version(library, "sst2")
+    library.close()
+
+
+def test_an_outage_makes_no_name_forgotten(hub: Hub, base: Base, mask: Mask, loads: Loads, tmp_path: Path) -> None:
+    push(hub, base, mask, 1, tags=("prod",))
+    clock = Clock()
+    library = Library(hub, loads, clock=clock)
+    names = ("sst2", "sst2@1", "sst2:prod")
+    for now in (0.0, 1.0, 5.0):
+        clock.now = now
+        assert [version(library, name) for name in names] == [1, 1, 1]
+        library.refresh()
+    clock.now = 200.0
+    (tmp_path / "hub").rename(tmp_path / "away")
+    for _ in range(2):
+        with pytest.raises(StoreError):
+            library.refresh()
+    assert [version(library, name) for name in names] == [1, 1, 1]
+    (tmp_path / "away").rename(tmp_path / "hub")
+    library.refresh()
+    clock.now = 400.0
+    library.refresh()
+    assert library._in_use(None) == []
+    (tmp_path / "hub").rename(tmp_path / "away")
+    assert [version(library, name) for name in names] == [1, 1, 1]
+    assert sorted(library._in_use(None)) == sorted(names)
+    library.close()
+
+
+def test_a_name_that_nobody_asks_for_is_not_loaded_again_until_somebody_does(
+    hub: Hub, base: Base, mask: Mask, loads: Loads
+) -> None:
+    push(hub, base, mask, 1)
+    push(hub, base, mask, 1, task="kept")
+    clock, store = Clock(), Counted(hub.store)
+    library = Library(Hub(store), loads, clock=clock)  # type: ignore[arg-type]
+    assert version(library, "sst2") == version(library, "kept") == 1
+    push(hub, base, mask, 2)
+    clock.now = 200.0
+    assert library.refresh() == []
+    assert loads.counts.total() == 2
+    store.calls.clear()
+    library.refresh()
+    assert not [call for call in store.calls if not call.startswith("stat")]
+    assert (version(library, "sst2"), version(library, "kept")) == (2, 1)
+    assert loads.counts.total() == 3
+    library.close()
+
+
+def test_what_is_remembered_of_a_failure_keeps_nothing_in_memory_and_does_not_grow(
+    hub: Hub, base: Base, mask: Mask
+) -> None:
+    push(hub, base, mask, 1)
+    pulled = []
+
+    def load(delta: Delta) -> TaskModel:
+        pulled.append(weakref.ref(delta))
+        raise RuntimeError("out of memory")
+
+    clock = Clock()
+    library = Library(hub, load, clock=clock)
+    lengths = set()
+    for _ in range(20):
+        with pytest.raises(MismatchError, match="out of memory") as caught:
+            version(library, "sst2@1")
+        lengths.add(len(caught.traceback))
+    del caught
+    gc.collect()
+    assert [delta() for delta in pulled] == [None]
+    assert len(lengths) <= 2, "the first one waited"
+    clock.now += 60.0
+    with pytest.raises(NotFoundError):
+        version(library, "sst2:nobody")
+    assert list(library._loader._failed) == ["sst2:nobody"]
+    library.close()
+
+
+def test_a_version_of_a_kind_that_has_no_answers_is_passed_over(
+    library: Library, hub: Hub, base: Base, mask: Mask
+) -> None:
+    delta = push(hub, base, mask, 1)
+    hub.push(delta.with_manifest(kind="image-classification"))
+    with pytest.raises(MismatchError, match="sst2@2 cannot be served"):
+        version(library, "sst2@2")
+    assert version(library, "sst2") == 1
+
+
+def test_two_names_of_one_version_that_are_asked_at_once_give_one_model(
+    hub: Hub, base: Base, mask: Mask, loads: Loads
+) -> None:
+    push(hub, base, mask, 1)
+    both = threading.Barrier(2)
+
+    def load(delta: Delta) -> TaskModel:
+        both.wait(60)
+        return loads(delta)
+
+    library = Library(hub, load)
+    one, other = [future.result(60) for future in (library.get("sst2"), library.get("sst2@1"))]
+    assert one is other
+    assert one is library.get("sst2").result(60) is library.get("sst2@1").result(60)
+    library.close()
+
+
+def test_a_listing_that_was_under_way_does_not_undo_that_it_is_forgotten(
+    library: Library, hub: Hub, base: Base, mask: Mask, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push(hub, base, mask, 1, task="other")
+    tasks = hub.tasks
+
+    def slow() -> object:
+        found = tasks()
+        gate.through()
+        return found
+
+    monkeypatch.setattr(hub, "tasks", slow)
+    listing = threading.Thread(target=library.listing.tasks)
+    listing.start()
+    assert gate.reached.wait(60)
+    push(hub, base, mask, 1)
+    forgetting = threading.Thread(target=library.listing.forget)
+    forgetting.start()
+    forgetting.join(0.05)  # it waits for the listing, or is through already
+    gate.open()
+    for thread in (listing, forgetting):
+        thread.join(60)
+    assert not library.listing.absent("sst2")
+    assert version(library, "sst2") == 1
+
+
+def test_only_a_refresh_of_all_names_counts_as_one(library: Library, hub: Hub, base: Base, mask: Mask) -> None:
+    push(hub, base, mask, 1)
+    library._clock.now = 5.0  # type: ignore[attr-defined]
+    library.refresh(["sst2"])
+    assert library.refresh_age() == 5.0
+    library.refresh()
+    assert library.refresh_age() == 0.0
+
+
+def test_the_trouble_of_names_that_nobody_needs_any_more_goes_away(
+    library: Library, hub: Hub, base: Base, mask: Mask, tmp_path: Path
+) -> None:
+    for seed in (1, 2):
+        push(hub, base, mask, seed)
+    damage(hub, "sst2@2", tmp_path / "hub")
+    library.configure(LibrarySettings(splits={"sst2": {1: 0.001, 2: 0.999}}), ["lost"])
+    assert {version(library, "sst2") for _ in range(20)} == {1}
+    library.prefetch(["lost"], 60)
+    library.refresh()
+    assert library.trouble.keys() == {"sst2@2", "lost"}
+    library.configure(LibrarySettings(), ["lost"])
+    assert library.trouble.keys() == {"lost"}
+    version(library, "sst2")
+    assert library.trouble.keys() == {"lost", "sst2"}
+    library.refresh()
+    assert library.trouble.keys() == {"lost", "sst2"}
+    library.evict()
+    library.refresh()
+    assert library.trouble.keys() == {"lost"}
+
+
+def test_the_trouble_of_a_name_that_is_unpinned_goes_away(library: Library, hub: Hub, base: Base, mask: Mask) -> None:
+    push(hub, base, mask, 1)
+    library.configure(library.settings, ["sst2", "lost"])
+    library.close()  # waits for what is being loaded
+    assert library.trouble.keys() == {"lost"}
+    library.unpin("lost")
+    assert library.trouble == {}
+
+
+def test_a_listing_says_that_there_is_no_task_no_longer_than_until_a_refresh_is_due(
+    hub: Hub, base: Base, mask: Mask, loads: Loads
+) -> None:
+    for remember, refresh in ((60.0, 5.0), (5.0, 60.0)):
+        clock, task = Clock(), f"new-{remember:g}"
+        library = Library(hub, loads, LibrarySettings(remember=remember, refresh=refresh), clock)
+        library.listing.tasks()
+        library.listing._cost = 30.0  # of a listing of many tasks
+        push(hub, base, mask, 1, task=task)
+        for now in (0.0, 4.9):
+            clock.now = now
+            with pytest.raises(NotFoundError):
+                version(library, task)
+        clock.now = 5.0
+        assert version(library, task) == 1
+        library.close()

@@ -157,3 +157,13 @@ def test_a_request_on_its_way_cannot_be_cancelled() -> None:
     request = submit(queues, "a")
     queues.next_batch()
     assert not queues.cancel(request)
+
+
+def test_all_requests_that_come_together_are_taken_or_none() -> None:
+    queues, _ = scheduler(queued=5)
+    submit(queues, "a")
+    with pytest.raises(Overloaded):
+        queues.submit(*(Request("a", "a", 10) for _ in range(5)))
+    assert len(queues) == 1
+    queues.submit(*(Request("a", "a", 10) for _ in range(4)))
+    assert len(queues) == queues.waiting("a") == 5

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import pickle
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from deltahub_serve.questions import REASONS, Question, Refused, Reply
 from deltahub_serve.worker import Worker
 
 from deltahub import Base, Delta, Hub, Mask, Predictor, base_task
+from deltahub.rawtensor import RawTensor
 from tests.serve.conftest import KINDS, Gate, MakeWorker
 
 TEXTS = ("w4", "w1 w2 w3", "w5 w6 w7 w8 w9")  # by length, as `Predictor` orders a batch
@@ -79,6 +82,17 @@ def test_the_base_embeds_as_a_plain_forward_pass_does(worker: Worker, serve_base
     assert plain(reply) == [{"embedding": row.tolist()} for row in predictor.embed(list(TEXTS))]
     assert (reply.reference, reply.version, reply.kind) == ("base", None, "embeddings")
     assert worker.state().resident == "base"
+
+
+def test_a_version_whose_answers_are_no_numbers_never_takes_over(worker: Worker, hub: Hub) -> None:
+    before = plain(ask(worker, "topic"))
+    good = hub.pull("topic")
+    head = {f"head.{name}": RawTensor.of_torch(torch.full_like(it, 3e38)) for name, it in good.head.items()}
+    hub.push(Delta(good.manifest, {**good.tensors, **head}))
+    assert asyncio.run(worker.refresh()) == {worker.replica: []}
+    assert plain(ask(worker, "topic")) == before
+    assert "NaN or infinity" in worker.state().trouble["topic"]
+    assert refused(worker, "topic@3") == "unusable"
 
 
 def test_a_name_a_number_and_a_tag(worker: Worker) -> None:
@@ -220,15 +234,32 @@ def test_while_a_task_is_loaded_others_answer_and_the_loop_goes_on(
     assert (quick.task, slow_one.task) == ("words", "topic")
 
 
-def test_more_than_may_wait_is_overload(make_worker: MakeWorker) -> None:
+def test_more_than_may_wait_is_overload(make_worker: MakeWorker, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     worker = make_worker(live={"queued": 4})
     assert refused(worker, "topic", ("w1",) * 5) == "too_many"
     ask(worker, "topic")
-    worker._preparing = 4
-    with pytest.raises(Refused) as caught:
-        ask(worker, "topic")
-    assert caught.value.refusal.reason == "overloaded"
-    assert caught.value.refusal.retry_after is not None
+    model = worker._library.get("topic").result().model
+    prepare = model.prepare
+
+    def slow(*arguments: Any, **more: Any) -> Any:
+        gate.through()
+        return prepare(*arguments, **more)
+
+    monkeypatch.setattr(model, "prepare", slow)
+
+    async def ask_meanwhile() -> Refused:
+        first = asyncio.create_task(worker.ask(Question("topic", ("w1",) * 2)))
+        await asyncio.to_thread(gate.reached.wait, 60)
+        with pytest.raises(Refused) as caught:
+            await worker.ask(Question("topic", TEXTS))
+        gate.open()
+        assert len((await first).answers) == 2
+        return caught.value
+
+    refusal = asyncio.run(ask_meanwhile()).refusal
+    assert refusal.reason == "overloaded"
+    assert refusal.retry_after is not None
+    assert len(ask(worker, "topic").answers) == len(TEXTS)
 
 
 def test_a_pass_that_fails_is_told_and_the_next_one_answers(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,10 +336,9 @@ def test_the_refresher_sees_a_push_by_itself(
     assert ask(worker, "topic").version == 3
 
 
-def test_pin_evict_and_has(worker: Worker) -> None:
+def test_pin_and_evict(worker: Worker) -> None:
     assert asyncio.run(worker.pin("topic:prod")) == {"local": "topic@1"}
     ask(worker, "words")
-    assert [worker.has(name) for name in ("topic:prod", "words", "topic", "base")] == [True, True, False, True]
     assert asyncio.run(worker.evict()) == {"local": 1}
     assert worker.state().loaded.keys() == {"topic@1"}
     assert asyncio.run(worker.unpin("topic:prod")) == {"local": True}
@@ -354,3 +384,72 @@ def test_closing_lets_end_what_is_under_way_and_takes_nothing_more(
     assert reply.version == 2
     assert closed
     assert not [thread for thread in threading.enumerate() if thread is worker._refresher._thread]
+
+
+def test_a_task_of_a_kind_that_has_no_answers_is_unusable(
+    worker: Worker, hub: Hub, make_task: Callable[..., Delta]
+) -> None:
+    hub.push(make_task("picture", seed=4).with_manifest(kind="image-classification"))
+    assert refused(worker, "picture") == "unusable"
+
+
+def test_a_question_that_ends_in_a_mistake_of_ours_counts_as_failed(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "_reply", None)
+    with pytest.raises(TypeError):
+        ask(worker, "topic")
+    text = asyncio.run(worker.metrics())["local"]
+    assert 'outcome="failed",task="topic"} 1.0' in text
+    assert 'outcome="cancelled"' not in text
+
+
+def test_metrics_are_told_while_the_hub_holds_every_thread_that_reads_it(
+    worker: Worker, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker._catalogue, "card", lambda name: gate.through())
+
+    async def ask_meanwhile() -> dict[str, str]:
+        cards = [asyncio.create_task(worker.card("topic")) for _ in range(20)]
+        await asyncio.to_thread(gate.reached.wait, 60)
+        found = await asyncio.wait_for(worker.metrics(), 30)
+        gate.open()
+        await asyncio.gather(*cards)
+        return found
+
+    assert "deltahub_usable" in asyncio.run(ask_meanwhile())["local"]
+
+
+def test_a_state_tells_of_a_pass_that_takes_longer_than_it_may(
+    make_worker: MakeWorker, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = make_worker(stuck_after=-1.0)
+    ask(worker, "topic")
+    model = worker._library.get("topic").result().model
+    run = model.run
+    monkeypatch.setattr(model, "run", lambda batch: (gate.through(), run(batch))[1])
+
+    async def look_meanwhile() -> tuple[str | None, str | None]:
+        asked = asyncio.create_task(worker.ask(Question("topic", TEXTS)))
+        await asyncio.to_thread(gate.reached.wait, 60)
+        found = worker.state().broken, worker.trouble(60.0)
+        gate.open()
+        await asked
+        return found
+
+    assert asyncio.run(look_meanwhile()) == ("one pass has taken more than -1 s", None)
+
+
+def test_what_is_evicted_is_freed_at_once(worker: Worker) -> None:
+    ask(worker, "topic")
+    gc.collect()
+    model = weakref.ref(worker._library.get("topic").result().model)
+    gc.disable()
+    try:
+        for _ in range(3):
+            ask(worker, "topic")
+        asyncio.run(worker.evict())
+        ask(worker, "words")
+        assert model() is None
+    finally:
+        gc.enable()

@@ -70,7 +70,8 @@ async def info(request: Request) -> Response:
 @router.get("/metrics", response_class=PlainTextResponse, responses=failures(NATIVE))
 async def metrics(request: Request) -> Response:
     """Prometheus text: of every replica, and of the HTTP requests that this process took."""
-    replicas = merge(await request.app.state.backend.metrics())
+    texts = await request.app.state.backend.metrics()
+    replicas = await asyncio.to_thread(merge, texts)  # takes long where there are many tasks
     traffic = generate_latest(request.app.state.traffic.registry)
     return Response(replicas + traffic, media_type=_PROMETHEUS)
 

@@ -62,5 +62,5 @@ async def card(request: Request, task: str) -> Response:
 
 
 def card_fields(card: TaskCard) -> dict[str, Any]:
-    """Plain values for JSON; the version of a tag is null where it was not looked up."""
-    return asdict(card) | {"tags": {tag: number or None for tag, number in card.tags.items()}}
+    """Plain values for JSON."""
+    return asdict(card)

@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from deltahub_serve import cluster, command
 
 from deltahub.cli import main
 from tests.serve.app.conftest import World, clients
@@ -81,6 +82,7 @@ def test_sigterm_under_load_answers_what_is_under_way_and_refuses_the_rest(hub_w
         assert answered >= 10
         assert seen == ["200"] * answered + ["503"] * seen.count("503") + ["closed"]
     assert server.words[-1] == "stopped\n"
+    assert [line for line in server.words if "not answered" in line] == []
 
 
 def test_sighup_applies_the_file_and_a_killed_command_leaves_no_process(hub_world: World, tmp_path: Path) -> None:
@@ -187,3 +189,20 @@ def test_the_second_signal_interrupts() -> None:
         assert signals.wait(60) == "stop"
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_ray_may_be_silent_for_a_while_but_not_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, silent = 0.0, True
+
+    def check(_: str) -> None:
+        if silent:
+            raise cluster.LostError("no answer")
+
+    monkeypatch.setattr(cluster, "check", check)
+    watch = command.Watch("deltahub", lambda: now)
+    for now, silent in ((0.0, True), (20.0, True), (25.0, False), (50.0, True)):  # noqa: B007  (both are looked at)
+        watch.ask()
+        watch.check()
+    now = 56.0
+    with pytest.raises(cluster.LostError, match="31 s"):
+        watch.check()

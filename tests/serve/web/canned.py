@@ -9,6 +9,7 @@ import numpy as np
 from deltahub_serve.questions import Question, Refusal, Refused, Reply, Seconds, State, TaskCard
 
 from deltahub.answers import Answer, Embedding, LabelScores, Prediction, Score, WordLabel, WordLabels
+from deltahub.names import task_of
 
 LABELS = ("red", "green", "blue")
 KINDS = {
@@ -55,7 +56,7 @@ class Canned:
                 self.cancelled.set()
                 raise
         self._check()
-        name = question.name.partition("@")[0].partition(":")[0]
+        name = task_of(question.name)
         if name not in KINDS:
             raise Refused(Refusal("unknown", f"there is no task {question.name!r}", near=("topic",)))
         if question.kinds and KINDS[name] not in question.kinds:
@@ -88,7 +89,7 @@ class Canned:
         self._check()
         if name not in KINDS:
             raise Refused(Refusal("unknown", f"there is no task {name!r}", near=("topic",)))
-        return TaskCard(name, KINDS[name], LABELS, "base", (1, 3), {"prod": 3, "old": 0}, 1700000000)
+        return TaskCard(name, KINDS[name], LABELS, "base", (1, 3), {"prod": 3, "old": None}, 1700000000)
 
     async def states(self) -> list[State]:
         self._check()

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Mapping
+
 import pytest
 from deltahub_serve.questions import Refusal
+from deltahub_serve.web import service
 from fastapi import FastAPI
 
 from tests.serve.web.calls import call, post
@@ -60,6 +64,18 @@ def test_metrics_count_requests_by_route_and_not_by_what_clients_make_up(app: Fa
     assert "deltahub_up" in text
     assert "made-up" not in text
     assert "FROB" not in text
+
+
+def test_metrics_of_replicas_are_put_together_outside_the_loop(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
+    merge, loops = service.merge, []
+
+    def look(texts: Mapping[str, str]) -> bytes:
+        loops.append(asyncio._get_running_loop())
+        return merge(texts)
+
+    monkeypatch.setattr(service, "merge", look)
+    assert call(app, "GET", "/metrics").status_code == 200
+    assert loops == [None]
 
 
 @pytest.mark.parametrize(

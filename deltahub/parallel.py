@@ -1,0 +1,48 @@
+"""Several waits for a remote store at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import TypeVar
+
+from deltahub.stores import Store
+
+AT_ONCE = 8
+"""Requests under way at a remote store; a store on this machine is not waited for, and gets one after the other."""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def threads(*stores: Store) -> int:
+    """How many jobs on ``stores`` should run at once."""
+    return AT_ONCE if any(store.remote for store in stores) else 1
+
+
+def for_each(
+    job: Callable[[Item], Result],
+    items: Iterable[Item],
+    at_once: int,
+    done: Callable[[Item, Result], object] | None = None,
+) -> None:
+    """Runs ``job`` for every item, and ``done`` in this thread as each one ends, in any order.
+
+    The first failure, of a job or of ``done``, keeps jobs from beginning; it is raised when those under way have ended.
+    """
+    chosen = list(items)
+    if at_once == 1 or len(chosen) < 2:
+        for item in chosen:
+            result = job(item)
+            if done:
+                done(item, result)
+        return
+    with ThreadPoolExecutor(min(at_once, len(chosen))) as pool:
+        try:
+            running = {pool.submit(job, item): item for item in chosen}
+            for future in as_completed(running):
+                result = future.result()
+                if done:
+                    done(running[future], result)
+        finally:
+            pool.shutdown(cancel_futures=True)
