@@ -8,7 +8,6 @@ from deltahub_serve.engine import Closed, Engine
 from deltahub_serve.scheduler import Overloaded
 from deltahub_serve.shelf import Loaded
 
-
 _LONGEST = 2.0
 
 
