@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 .PHONY: demo test lint bench quality clean
 .DEFAULT_GOAL := test
 
-demo: $(READY)  ## train, push, pull, swap and predict four real tasks on a real base (about three minutes)
+demo: $(READY)  ## train, push, pull, swap, predict and serve four real tasks on a real base (about three minutes)
 	$(BIN)/python tools/demo.py
 
 test: $(READY)  ## all tests

@@ -30,9 +30,13 @@ class Write:
             scatter(self.target.view(-1), self.at, self.source.to(self.target))
 
 
+_FEW = 1 << 19
+"""Of 1.7 million values and more, index_copy_ writes faster on CPU."""
+
+
 def scatter(flat: torch.Tensor, index: torch.Tensor, values: torch.Tensor) -> None:
     """``flat[index] = values``, for an index without repeats."""
-    if flat.device.type == "cpu":  # takes 0.6 to 1.0 times as long as index_copy_ after a forward pass
+    if flat.device.type == "cpu" and len(index) < _FEW:  # 0.6 to 1.0 times as long as index_copy_ after a forward pass
         flat.index_put_((index,), values)
     else:
         flat.index_copy_(0, index, values)
