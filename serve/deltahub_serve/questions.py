@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from deltahub.answers import Answer
+from deltahub import replies
 from deltahub.encoding import Text
 
 
@@ -31,43 +31,14 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Seconds:
-    """Where the time went, for the request of a question that took longest: tokens, queue, swap, forward pass."""
-
-    prepare: float
-    queue: float
-    swap: float
-    run: float
-
-
-@dataclass(frozen=True)
-class Reply:
-    """The answers to a question.
+class Reply(replies.Reply):
+    """The answers to a question, as clients get them; ``seconds`` are of the request of it that took longest.
 
     Attributes:
-        task, version, digest: whose values were in place, by the resident's stamp; the base has no version.
-        kind, labels: of that version.
-        answers: in the order of the question's texts.
-        tokens: of each text, as the model saw it.
         rows: most requests that shared a forward pass with one of these.
-        replica: who answered.
     """
 
-    task: str
-    version: int | None
-    digest: str
-    kind: str
-    labels: tuple[str, ...]
-    answers: tuple[Answer, ...]
-    tokens: tuple[int, ...]
-    seconds: Seconds
     rows: int
-    replica: str
-
-    @property
-    def reference(self) -> str:
-        """``"sst2@3"``; the plain name of the base."""
-        return self.task if self.version is None else f"{self.task}@{self.version}"
 
 
 REASONS = (

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from deltahub import Delta, DeltahubError, TaskModel, base_task
 from deltahub.encoding import Encoded
+from deltahub.replies import Seconds
 from deltahub_serve import refusals
 from deltahub_serve.catalogue import Catalogue
 from deltahub_serve.config import Config, Live
@@ -23,7 +24,7 @@ from deltahub_serve.futures import ended
 from deltahub_serve.library import Library
 from deltahub_serve.metrics import Metrics
 from deltahub_serve.passes import Answered
-from deltahub_serve.questions import Question, Refusal, Refused, Reply, Seconds, State, TaskCard
+from deltahub_serve.questions import Question, Refusal, Refused, Reply, State, TaskCard
 from deltahub_serve.refresher import Refresher
 from deltahub_serve.scheduler import Limits, Overloaded
 from deltahub_serve.settings import LibrarySettings

@@ -6,10 +6,11 @@ import asyncio
 import threading
 
 import numpy as np
-from deltahub_serve.questions import Question, Refusal, Refused, Reply, Seconds, State, TaskCard
+from deltahub_serve.questions import Question, Refusal, Refused, Reply, State, TaskCard
 
 from deltahub.answers import Answer, Embedding, LabelScores, Prediction, Score, WordLabel, WordLabels
 from deltahub.names import task_of
+from deltahub.replies import Seconds
 
 LABELS = ("red", "green", "blue")
 KINDS = {
