@@ -101,7 +101,7 @@ def hub_world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return world
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # Ray would slow every test that comes after it
 def world(hub_world: World) -> Iterator[World]:
     from deltahub_serve import cluster
 
