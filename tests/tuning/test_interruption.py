@@ -45,7 +45,7 @@ class Keys:
         self.steps.append(done)
         if done == self.step:
             for _ in range(self.times):
-                os.kill(os.getpid(), signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)  # to this thread: two to the process may come to one
 
 
 @pytest.fixture(scope="module")
