@@ -4,14 +4,21 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint bench quality clean
+.PHONY: demo test soak fuzz lint bench quality clean
 .DEFAULT_GOAL := test
 
 demo: $(READY)  ## train, push, pull, swap, predict and serve four real tasks on a real base (about three minutes)
 	$(BIN)/python tools/demo.py
 
-test: $(READY)  ## all tests
-	$(BIN)/python -m pytest
+test: $(READY)  ## all tests, on two cores side by side
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+
+soak: $(READY)  ## the faults suite at every moment, thousands of rounds; fills the table in tests/README.md
+	DELTAHUB_SOAK=1 $(BIN)/python -m tests.faults.count
+
+fuzz: $(READY)  ## coverage-guided fuzzing of every reader, SECONDS (60) for each; needs atheris, which it installs
+	$(BIN)/python -m pip install --quiet 'atheris>=3'
+	$(BIN)/python tools/fuzz/run.py --seconds $(or $(SECONDS),60)
 
 lint: $(READY)  ## formatter, linter, strict types
 	$(BIN)/ruff format --check .
@@ -19,7 +26,7 @@ lint: $(READY)  ## formatter, linter, strict types
 	$(BIN)/mypy
 
 bench: $(READY)  ## every benchmark in its short form; tools/README.md says what each measures
-	for bench in mask codecs hub swap tuning; do $(BIN)/python tools/bench_$$bench.py --quick || exit 1; done
+	for bench in mask codecs hub transfer swap tuning; do $(BIN)/python tools/bench_$$bench.py --quick || exit 1; done
 
 quality: $(READY)  ## accuracy by stored bytes, every method; takes hours; DELTAHUB_DATA holds TASK/{train,validation,test}.jsonl
 	$(BIN)/python tools/quality/run.py

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from deltahub.predict import Predictor as Predictor
     from deltahub.resident import Resident as Resident
     from deltahub.sentences import base_task as base_task
+    from deltahub.signing import SigningKey as SigningKey
+    from deltahub.signing import VerifyKey as VerifyKey
+    from deltahub.stores.cached import BlobCache as BlobCache
+    from deltahub.stores.paced import Pace as Pace
     from deltahub.syncing import SyncReport as SyncReport
     from deltahub.syncing import sync as sync
     from deltahub.task_model import TaskModel as TaskModel
@@ -32,18 +36,22 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Base": "checkpoint",
+    "BlobCache": "stores.cached",
     "Client": "client",
     "Delta": "delta",
     "DeltahubError": "errors",
     "Hub": "hub",
     "Manifest": "manifest",
     "Mask": "mask",
+    "Pace": "stores.paced",
     "Predictor": "predict",
     "Resident": "resident",
     "Settings": "tuning.settings",
+    "SigningKey": "signing",
     "SyncReport": "syncing",
     "TaskModel": "task_model",
     "TaskVersion": "hub",
+    "VerifyKey": "signing",
     "base_task": "sentences",
     "extract": "convert.extract",
     "load_tokenizer": "heads",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import re
 import time
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any
 from deltahub.digest import is_digest
 from deltahub.errors import CheckpointError, DeltahubError, FormatError
 from deltahub.files import write_atomic
-from deltahub.tensorfile import TensorFile, strict_json
+from deltahub.tensorfile import TensorFile, read_json
 
 _INDEX = "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack")
@@ -43,7 +44,7 @@ class CheckpointFiles:
 def locate(source: str | Path, revision: str | None) -> CheckpointFiles:
     """Raises CheckpointError unless ``source`` leads to safetensors files that hold plain floating-point weights."""
     path = Path(source)
-    if path.exists():
+    if os.path.exists(path):  # Path.exists raises for a name that is too long
         folder = path if path.is_dir() else path.parent
         identity, revision = _hub_identity(folder) or (_local_id(folder.resolve()), None)
     elif _MODEL_ID.fullmatch(str(source)):
@@ -98,8 +99,8 @@ def _config(folder: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        config = strict_json(path.read_bytes(), str(path))
-    except (FormatError, UnicodeDecodeError) as error:
+        config = read_json(path)
+    except FormatError as error:
         raise CheckpointError(str(error), hint="fetch the checkpoint again") from None
     if not isinstance(config, dict):
         raise CheckpointError(f"{path}", expected="a JSON object")
@@ -137,13 +138,13 @@ def _refuse_pickle(path: Path) -> CheckpointError:
 
 def _shards(index: Path) -> list[Path]:
     try:
-        names = sorted(set(strict_json(index.read_bytes(), str(index))["weight_map"].values()))
+        names = sorted(set(read_json(index)["weight_map"].values()))
         safe = all(Path(name).name == name for name in names)
     except (FormatError, KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{index} is not an index of shards ({str(error)[:100]})") from None
     if not safe:
         raise CheckpointError(f"{index} names files outside its folder", hint="do not use this checkpoint")
-    if missing := [name for name in names if not (index.parent / name).exists()]:
+    if missing := [name for name in names if not os.path.exists(index.parent / name)]:
         raise CheckpointError(
             f"{len(missing)} of {len(names)} shards are missing", got=f"no {missing[0]} in {index.parent}",
             hint="the download did not finish: fetch it again",
@@ -152,7 +153,7 @@ def _shards(index: Path) -> list[Path]:
 
 
 def _check_index(index: Path, by_tensor: dict[str, TensorFile]) -> None:
-    for name, shard in strict_json(index.read_bytes(), str(index))["weight_map"].items():
+    for name, shard in read_json(index)["weight_map"].items():
         if name not in by_tensor or by_tensor[name].path.name != shard:
             raise CheckpointError(
                 f"{name} is not in {shard}, where {index.name} says", hint="fetch the checkpoint again"

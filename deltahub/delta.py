@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -121,7 +122,7 @@ class Delta:
     def load(path: str | Path) -> Delta:
         """Raises FormatError unless ``path`` is a whole, well-formed delta."""
         path = Path(path)
-        if not path.exists():
+        if not os.path.exists(path):  # Path.exists raises for a name that is too long
             raise FormatError(f"no file {path}", hint="tasks of a hub are named without .delta")
         return Delta.loads(tensorfile.read_whole(path), path.name)
 

@@ -9,19 +9,25 @@
     ├── MismatchError             two good things that do not belong together (a mask of another base)
     ├── OutsideMaskError          a fine-tuned checkpoint changed parameters that the delta cannot hold
     ├── FormatError               bytes that are not what they say they are
+    │   ├── NewerFormatError      a hub, record or file in a format of a later deltahub
     │   ├── ManifestError         a manifest with unknown, missing or wrong fields
     │   └── CodecError            an encoded blob that is unknown, truncated, oversized or damaged
     ├── IntegrityError            bytes whose digest is not the one they were asked for by
+    │   └── SignatureError        a version that none of the wanted keys has signed
     ├── DataError                 training data that cannot be trained on
     ├── HubError
     │   ├── NotFoundError         no such task, version, tag, mask or blob
     │   └── StoreError            the place where the hub lives failed (permission, disk full, unreachable)
+    │       └── ConflictError     another wrote there first; nothing was written, and the same may succeed now
     ├── ServerError               a server that refused, failed, cannot be reached, or is none of ours
     └── ResidentError             a swap that could not be done; the base was restored
         └── PoisonedError         ... and could not be restored: this resident answers nothing any more
 """
 
 from __future__ import annotations
+
+_LONGEST = 2000
+"""Characters of a message: names in it come from files, and may be of any length."""
 
 
 class DeltahubError(Exception):
@@ -44,7 +50,8 @@ class DeltahubError(Exception):
         facts = [f"expected {expected}"] if expected is not None else []
         facts += [f"found {got}"] if got is not None else []
         text = problem + (": " + ", ".join(facts) if facts else "") + (f"; {hint}" if hint else "")
-        super().__init__(" ".join(text.split()))
+        text = " ".join(text.split())
+        super().__init__(text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ...")
 
 
 class UsageError(DeltahubError): ...
@@ -76,6 +83,9 @@ class OutsideMaskError(DeltahubError):
 class FormatError(DeltahubError): ...
 
 
+class NewerFormatError(FormatError): ...
+
+
 class ManifestError(FormatError): ...
 
 
@@ -83,6 +93,17 @@ class CodecError(FormatError): ...
 
 
 class IntegrityError(DeltahubError): ...
+
+
+class SignatureError(IntegrityError):
+    """A version without a good signature by any of the ``wanted`` keys; ``signers`` have signed it. All are key ids."""
+
+    def __init__(
+        self, problem: str, *, wanted: tuple[str, ...], signers: tuple[str, ...], got: str, hint: str | None = None
+    ) -> None:
+        super().__init__(problem, expected=f"a signature by {' or '.join(wanted)}", got=got, hint=hint)
+        self.wanted = wanted
+        self.signers = signers
 
 
 class DataError(DeltahubError): ...
@@ -95,6 +116,9 @@ class NotFoundError(HubError): ...
 
 
 class StoreError(HubError): ...
+
+
+class ConflictError(StoreError): ...
 
 
 class ServerError(DeltahubError):

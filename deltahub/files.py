@@ -6,17 +6,19 @@ import contextlib
 import os
 import secrets
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 from deltahub.digest import BytesLike
 from deltahub.errors import StoreError
 
 
-def write_atomic(path: Path, parts: Iterable[BytesLike], *, exclusive: bool = False) -> bool:
+def write_atomic(path: Path, parts: Iterable[BytesLike], *, exclusive: bool = False, private: bool = False) -> bool:
     """Writes ``parts`` to a temporary name beside ``path``, fsyncs, and moves it there.
 
     Args:
         exclusive: never replace; another writer may have been first.
+        private: only the owner may read it, from its first byte on.
 
     Returns:
         False when ``exclusive`` and the name was taken (nothing was changed).
@@ -29,7 +31,8 @@ def write_atomic(path: Path, parts: Iterable[BytesLike], *, exclusive: bool = Fa
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
     with store_errors(path):
         try:
-            with temporary.open("xb", buffering=0) as file:
+            opener = partial(os.open, mode=0o600 if private else 0o666)
+            with open(temporary, "xb", buffering=0, opener=opener) as file:
                 for part in parts:
                     _write_all(file.fileno(), memoryview(part))
                 os.fsync(file.fileno())

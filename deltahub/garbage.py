@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from deltahub import keys, records
-from deltahub.digest import is_digest
 from deltahub.errors import FormatError, IntegrityError, NotFoundError, StoreError
 from deltahub.records import MaskRecord, VersionRecord
 from deltahub.stores import Entry, Store
@@ -53,7 +52,7 @@ def lease(store: Store, blobs: set[str]) -> Iterator[None]:
 
 
 def _await_collectors(store: Store, lease_key: str) -> None:
-    marks = list(store.list("collecting"))
+    marks = [entry for entry in store.list("collecting") if keys.is_mark(entry.key)]
     mine = store.stat(lease_key) if marks else None
     if mine is not None:
         marks = [mark for mark in marks if mine.modified - mark.modified < _MARK_SECONDS]
@@ -124,13 +123,14 @@ def _survey(store: Store, now: float, grace: float, known: dict[str, set[str]]) 
 
     Leases are read before records, since a push drops its lease after it created its record.
     """
-    blobs = [entry for entry in store.list("blobs") if is_digest(entry.key.rpartition("/")[2])]
-    leases = list(store.list("pushing"))
+    blobs = [entry for entry in store.list("blobs") if keys.is_blob(entry.key)]
+    leases = [entry for entry in store.list("pushing") if keys.is_lease(entry.key)]
     needed = set().union(*(_lease_blobs(store, entry.key) for entry in leases if now - entry.modified < grace))
     needed |= _reached(store, known)
     loose = [entry for entry in blobs if entry.key.rpartition("/")[2] not in needed]
     loose += leases + list(store.unfinished()) + _half_removed(store)
-    loose += [entry for entry in store.list("collecting") if now - entry.modified >= _MARK_SECONDS]
+    marks = [entry for entry in store.list("collecting") if keys.is_mark(entry.key)]
+    loose += [entry for entry in marks if now - entry.modified >= _MARK_SECONDS]
     chosen = [entry for entry in loose if now - entry.modified >= grace]
     return chosen, len(loose) - len(chosen)
 
@@ -177,11 +177,10 @@ def _records(store: Store) -> list[str]:
 
 
 def _half_removed(store: Store) -> list[Entry]:
-    """Records beside their tombstone: whoever removed them died in between."""
+    """Records and signatures beside their tombstone: whoever removed them died in between."""
     below = {entry.key: entry for entry in store.list("tasks")}
-    return [
-        entry for key, entry in below.items() if keys.parse(key)[1] == "version" and keys.tombstone_of(key) in below
-    ]
+    kinds = ("version", "signature")
+    return [entry for key, entry in below.items() if keys.parse(key)[1] in kinds and keys.tombstone_of(key) in below]
 
 
 def _lease_blobs(store: Store, key: str) -> set[str]:

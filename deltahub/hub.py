@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from deltahub import garbage, keys, pushing, records, verification, versions
+from deltahub import card, formats, garbage, keys, pushing, records, signatures, verification, versions
 from deltahub.delta import Delta
 from deltahub.errors import FormatError, HubError, NotFoundError, UsageError
 from deltahub.garbage import GcReport
-from deltahub.keys import Listing
+from deltahub.keys import Listing, TaskInfo
 from deltahub.manifest import MaskRef
 from deltahub.names import check_tag, check_task, parse_reference
 from deltahub.pushing import TaskVersion
 from deltahub.records import MaskRecord, VersionRecord
-from deltahub.stores import Entry, Store, open_store
+from deltahub.signatures import Signature
+from deltahub.stores import Store, open_store
+from deltahub.stores.base import transacted
+from deltahub.stores.cached import BlobCache, wrapped
+from deltahub.stores.paced import Pace
 from deltahub.verification import VerifyReport
 from deltahub.versions import Progress
 
@@ -25,70 +29,45 @@ if TYPE_CHECKING:
     from deltahub.checkpoint import Base
     from deltahub.mask import Mask
     from deltahub.report import Report
+    from deltahub.signing import SigningKey, VerifyKey
 
 __all__ = ["Hub", "TaskInfo", "TaskVersion"]
 
-
-@dataclass(frozen=True)
-class TaskInfo:
-    """A line of `Hub.tasks`: what a listing says, without any record.
-
-    Attributes:
-        task: its name.
-        newest: number of its newest version.
-        versions: how many there are.
-        tags: their names.
-        numbers: of the versions, ascending.
-        moved: when each of ``tags`` was last written, seconds since 1970 by the clock of the store.
-    """
-
-    task: str
-    newest: int
-    versions: int
-    tags: tuple[str, ...]
-    numbers: tuple[int, ...] = ()
-    moved: tuple[float, ...] = ()
+Result = TypeVar("Result")
 
 
 class Hub:
     """Opened by `Hub.open`. Reading verifies every byte; writing is safe against other writers and against dying."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, required: tuple[VerifyKey, ...] = ()) -> None:
         self.store = store
+        self.required = required
 
     @staticmethod
-    def open(url: str | Path, *, create: bool = True) -> Hub:
-        """Opens the hub at ``url``: a folder, ``file:///...``, ``s3://bucket/prefix``, another of fsspec, or
-        ``memory://name``.
+    def open(url: str | Path, *, create: bool = True, cache: BlobCache | None = None, pace: Pace | None = None) -> Hub:
+        """Opens the hub at ``url``: a folder, ``file:///...``, ``s3://bucket/prefix``, ``hf://org/repo``, another
+        of fsspec, or ``memory://name``.
 
         Args:
             create: start one where there is nothing yet.
+            cache: what blobs are read through if the hub is remote.
+            pace: a limit on bytes per second and on requests at once.
 
         Raises:
             UsageError: a URL of another kind.
             NotFoundError: no hub there, and ``create`` is false.
-            FormatError: other files are there, or a hub of a newer format.
+            FormatError: other files are there, hub.json is damaged, or (NewerFormatError) of a later deltahub.
         """
-        store = open_store(url)
+        store = wrapped(open_store(url), cache, pace)
         try:
             head = store.get("hub.json", 0, 4096)
-        except NotFoundError:
+        except NotFoundError as error:
             if not create:
-                raise NotFoundError(
-                    f"no hub at {url}", hint="`deltahub push` makes one; --hub or $DELTAHUB_HUB name it"
-                ) from None
-            found = next(store.list(), None)
-            if found is not None and store.stat("hub.json") is None:  # another may be opening it at this moment
-                raise FormatError(
-                    f"{url} has files but is no hub", got=found.key, hint="choose an empty folder"
-                ) from None
-            store.put_new("hub.json", records.HUB)
+                hint = error.hint or "`deltahub push` makes one; --hub or $DELTAHUB_HUB name it"
+                raise NotFoundError(f"no hub at {url}", hint=hint) from None
+            _start(store, url)
             head = store.get("hub.json", 0, 4096)
-        if head != records.HUB:
-            raise FormatError(
-                f"hub.json at {url}", expected=records.HUB.decode(), got=ascii(head[:80]),
-                hint="a newer deltahub made this hub: upgrade; or it is damaged",
-            )  # fmt: skip
+        formats.check_head(head, records.HUB, str(url))
         return Hub(store)
 
     def push(
@@ -100,6 +79,7 @@ class Hub:
         values: str = "exact",
         head: str = "exact",
         check: bool = False,
+        sign: SigningKey | None = None,
         progress: Progress | None = None,
     ) -> TaskVersion:
         """Stores ``delta`` as the next version of its task; a delta equal to the newest version is that version.
@@ -115,6 +95,7 @@ class Hub:
             values: ``bf16``, ``int8`` or ``int4`` rounds values, dense tensors and adapter factors, the latter two in
                 groups of 256; what they become is then the task.
             head: the same for the head.
+            sign: signs the version with this key, also one that is there already.
 
         Raises:
             UsageError: another rounding, or a tag that is no name.
@@ -122,16 +103,44 @@ class Hub:
             NotFoundError: the mask is needed and not in the hub.
             HubError: the task has no version numbers left.
         """
-        return pushing.push(self, delta, tags, mask=mask, values=values, head=head, check=check, progress=progress)
+        return pushing.push(
+            self, delta, tags, mask=mask, values=values, head=head, check=check, sign=sign, progress=progress
+        )
 
-    def pull(self, reference: str, progress: Progress | None = None) -> Delta:
+    def pull(
+        self, reference: str, progress: Progress | None = None, *, require: Sequence[VerifyKey] | None = None
+    ) -> Delta:
         """The delta of ``"task"`` (newest), ``"task@3"`` or ``"task:tag"``, every digest checked.
+
+        Args:
+            require: public keys; one of them must have signed the version.
 
         Raises:
             NotFoundError: no such task, version or tag; the message names what there is.
+            SignatureError: none of ``require`` signed it.
             FormatError, IntegrityError: something is damaged; the message names it.
         """
-        return versions.read(self.store, self.version(reference), progress)
+        trusted = self if require is None else self.requiring(require)
+        return versions.read(self.store, trusted.version(reference), progress)
+
+    def requiring(self, wanted: Sequence[VerifyKey]) -> Hub:
+        """This hub, but `version` and `pull` refuse with SignatureError what none of the ``wanted`` keys signed.
+
+        A signature says who made a version, not that it is the newest one: tags and removals are not signed.
+        """
+        return Hub(self.store, signatures.wanted_keys(wanted))
+
+    def sign(self, reference: str, key: SigningKey) -> Signature:
+        """Signs a version, after all of it was read and verified. Raises as `pull`."""
+        record = self.version(reference)
+        versions.read(self.store, record)
+        return signatures.sign(self.store, record, key)
+
+    def signatures(self, reference: str) -> list[Signature]:
+        """Who signed a version, good or not, by key id."""
+        record = self.version(reference)
+        ids = self._listing(record.task).signatures.get(record.number, ())
+        return signatures.of_record(self.store, record, ids)
 
     def version(self, reference: str) -> VersionRecord:
         """The record that ``reference`` means, without its values."""
@@ -143,15 +152,18 @@ class Hub:
             which = self._read_tag(task, which)
         number = found.live[-1] if which is None else which
         _check_number(found, task, number)
-        return self._record(task, number)
+        record = self._record(task, number)
+        if self.required:
+            signatures.check(self.store, record, found.signatures.get(number, ()), self.required)
+        return record
 
     def tasks(self) -> list[TaskInfo]:
         """Every task that has a version, by name; reads no records, so that thousands list at once."""
-        return _infos(self.store.list("tasks"))
+        return keys.infos(self.store.list("tasks"))
 
     def task(self, name: str) -> TaskInfo | None:
         """The line of one task; None where it has no version. Costs the same however many tasks there are."""
-        return next(iter(_infos(self.store.list(f"tasks/{check_task(name)}"))), None)
+        return next(iter(keys.infos(self.store.list(f"tasks/{check_task(name)}"))), None)
 
     def versions(self, task: str) -> list[VersionRecord]:
         """Records of a task's live versions, oldest first."""
@@ -164,14 +176,26 @@ class Hub:
     def tag(self, task: str, number: int, tag: str) -> None:
         """Makes ``tag`` name version ``number``; moves it if it named another."""
         check_tag(tag)
-        self.version(f"{task}@{number}")
-        self.store.put(keys.tag(task, tag), records.tag_bytes(number))
+
+        def work(inside: Hub) -> None:
+            inside.version(f"{task}@{number}")
+            inside.store.put(keys.tag(task, tag), records.tag_bytes(number))
+            card.update(inside, [task])
+
+        self.transacted(work)
 
     def untag(self, task: str, tag: str) -> None:
         """Raises NotFoundError where there is no such tag."""
-        if check_tag(tag) not in self._listing(check_task(task)).tags:
-            raise NotFoundError(f"{task} has no tag {tag}")
-        self.store.delete(keys.tag(task, tag))
+        check_tag(tag)
+        check_task(task)
+
+        def work(inside: Hub) -> None:
+            if tag not in inside._listing(task).tags:
+                raise NotFoundError(f"{task} has no tag {tag}")
+            inside.store.delete(keys.tag(task, tag))
+            card.update(inside, [task])
+
+        self.transacted(work)
 
     def remove(self, reference: str, *, force: bool = False) -> list[str]:
         """Removes ``task@3``, or with ``task`` all its versions and tags. Numbers are never used again.
@@ -182,6 +206,9 @@ class Hub:
         Raises:
             HubError: a tag names a version, and ``force`` is false; nothing was removed.
         """
+        return self.transacted(lambda inside: inside._remove(reference, force))
+
+    def _remove(self, reference: str, force: bool) -> list[str]:
         task, which = parse_reference(reference)
         if isinstance(which, str):
             raise UsageError(
@@ -200,11 +227,23 @@ class Hub:
         for number in chosen:
             self.store.put_new(keys.tombstone(task, number), b"")
             self.store.delete(keys.version(task, number))
+            for key_id in found.signatures.get(number, ()):
+                self.store.delete(keys.signature(task, number, key_id))
+        card.update(self, [task])
         return [f"{task}@{number}" for number in chosen]
+
+    def transacted(self, work: Callable[[Hub], Result]) -> Result:
+        """What ``work`` gives on a hub like this one, whose writes become visible together at its end where the store
+        can do that. It is run again from its start where another writer was first.
+
+        Raises:
+            ConflictError: others were first a dozen times; nothing was written.
+        """
+        return transacted(self.store, lambda inside: work(self if inside is self.store else Hub(inside, self.required)))
 
     def push_mask(self, mask: Mask) -> None:
         """Keeps a mask; its positions only where no recipe can rebuild them. One that is damaged is healed."""
-        pushing.push_mask(self, mask)
+        self.transacted(lambda inside: pushing.push_mask(inside, mask))
 
     def masks(self) -> list[MaskRecord]:
         """Records of all masks, by digest."""
@@ -218,11 +257,11 @@ class Hub:
 
     def gc(self, *, dry_run: bool = False, grace_seconds: float = 3600.0) -> GcReport:
         """Deletes blobs that no version or mask reaches, and what writers that died left; see `garbage.collect`."""
-        return garbage.collect(self, dry_run=dry_run, grace_seconds=grace_seconds)
+        return self.transacted(lambda inside: garbage.collect(inside, dry_run=dry_run, grace_seconds=grace_seconds))
 
-    def verify(self, progress: Progress | None = None) -> VerifyReport:
-        """Reads, re-hashes and decodes everything; see `verification.verify`."""
-        return verification.verify(self, progress)
+    def verify(self, progress: Progress | None = None, *, repair: Hub | None = None) -> VerifyReport:
+        """Reads, re-hashes and decodes everything; ``repair`` is a hub to mend it from. See `verification.verify`."""
+        return verification.verify(self, progress, repair=repair)
 
     def report(self, base: Base | None = None) -> Report:
         """What the hub takes and saves; see `report.report`."""
@@ -264,16 +303,14 @@ class Hub:
             ) from None
 
 
-def _infos(entries: Iterable[Entry]) -> list[TaskInfo]:
-    """The line of every task that has a version, by name."""
-    written = {entry.key: entry.modified for entry in entries}
-    infos = []
-    for task, listing in sorted(keys.listings(written).items()):
-        if numbers := tuple(listing.live):
-            tags = tuple(sorted(listing.tags))
-            moved = tuple(written[keys.tag(task, tag)] for tag in tags)
-            infos.append(TaskInfo(task, numbers[-1], len(numbers), tags, numbers, moved))
-    return infos
+def _start(store: Store, url: str | Path) -> None:
+    """Makes a hub where there is nothing yet."""
+    found = None
+    with contextlib.suppress(NotFoundError):  # not even the repo
+        found = next(store.list(), None)
+    if found is not None and store.stat("hub.json") is None:  # another may be opening it at this moment
+        raise FormatError(f"{url} has files but is no hub", got=found.key, hint="choose an empty folder")
+    store.put_new("hub.json", records.HUB)
 
 
 def _check_number(found: Listing, task: str, number: int) -> None:

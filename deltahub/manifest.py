@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from deltahub import formats
 from deltahub.digest import is_digest
 from deltahub.errors import ManifestError, UsageError
 from deltahub.names import KINDS, check_task
@@ -136,7 +137,7 @@ class Manifest:
 
     @staticmethod
     def from_json(text: str) -> Manifest:
-        """Raises ManifestError for anything but a manifest of a known format version, complete, with no field more."""
+        """Raises ManifestError unless it is complete and has no field more, NewerFormatError for a later version."""
         if len(text) > _MAX_TEXT:
             raise ManifestError("the manifest is too large", expected=f"at most {_MAX_TEXT} characters", got=len(text))
         document = strict_json(text, "the manifest")
@@ -144,10 +145,11 @@ class Manifest:
             raise ManifestError("the manifest", expected="a JSON object", got=type(document).__name__)
         version = document.pop("format_version", None)
         if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
+            if type(version) is int and version > FORMAT_VERSION:
+                raise formats.newer("the manifest", version, FORMAT_VERSION)
             raise ManifestError(
-                "the manifest's format_version", expected=f"1 to {FORMAT_VERSION}", got=ascii(version)[:40],
-                hint="a newer deltahub wrote it: upgrade" if type(version) is int else None,
-            )  # fmt: skip
+                "the manifest's format_version", expected=f"1 to {FORMAT_VERSION}", got=ascii(version)[:40]
+            )
         found = _manifest(document, version)
         if found.format_version != version:
             raise ManifestError("the manifest's format_version", expected=found.format_version, got=version)
@@ -196,7 +198,7 @@ def _manifest(document: dict[str, Any], version: int) -> Manifest:
     return Manifest(
         task=task,
         kind=document["kind"],
-        base=_base(document["base"]),
+        base=read_base(document["base"]),
         mask=None if document["mask"] is None else _mask(document["mask"]),
         labels=tuple(labels),
         method=_object(document, "method"),
@@ -211,7 +213,8 @@ def _manifest(document: dict[str, Any], version: int) -> Manifest:
     )
 
 
-def _base(found: object) -> BaseRef:
+def read_base(found: object) -> BaseRef:
+    """Raises ManifestError unless ``found`` is an object of exactly digest, id and revision."""
     part = _part(found, BaseRef, "base")
     return BaseRef(_digest(part, "base"), _text(part, "id", 1000), _optional(part, "revision", 200))
 

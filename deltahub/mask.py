@@ -7,21 +7,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from deltahub import digest, selection, tensorfile
+from deltahub import digest, formats, selection, tensorfile
 from deltahub.checkpoint import Base, Progress
 from deltahub.codecs import index as index_codec
+from deltahub.digest import is_digest
 from deltahub.errors import FormatError, MismatchError, UsageError
 from deltahub.files import write_atomic
-from deltahub.manifest import REBUILDABLE, BaseRef, MaskRef, Plain
+from deltahub.manifest import REBUILDABLE, BaseRef, MaskRef, Plain, read_base
 from deltahub.rawtensor import RawTensor
 from deltahub.space import Positions, SpaceTensor
 from deltahub.tensorfile import strict_json
 
 _KEY = "deltahub-mask"
 _FORMAT_VERSION = 1
+_FIELDS = {"base", "codec", "digest", "format_version", "k", "n", "recipe"}
 
 
 @dataclass(frozen=True)
@@ -190,22 +193,36 @@ class Mask:
     def load(path: str | Path) -> Mask:
         """Raises FormatError or IntegrityError unless ``path`` is a whole mask file."""
         path = Path(path)
-        tensors, metadata = tensorfile.loads(tensorfile.read_whole(path), path.name)
+        return Mask.loads(tensorfile.read_whole(path), path.name)
+
+    @staticmethod
+    def loads(data: bytes | memoryview, what: str = "the mask") -> Mask:
+        tensors, metadata = tensorfile.loads(data, what)
         if set(metadata) != {_KEY} or set(tensors) != {"index"}:
-            raise FormatError(f"{path.name} is not a mask", hint="make one with `deltahub mask build`")
-        try:
-            document = strict_json(metadata[_KEY], path.name)
-            if not isinstance(document["recipe"], dict) or set(document["base"]) != {"digest", "id", "revision"}:
-                raise TypeError("recipe or base")
-            if type(document["format_version"]) is not int or document["format_version"] != _FORMAT_VERSION:
-                raise FormatError(f"{path.name}", expected=f"format {_FORMAT_VERSION}", got=document["format_version"])
-            stored = tensors["index"].data
-            indices = index_codec.decode_index(document["codec"], stored.data, document["k"], document["n"])
-            mask = Mask(BaseRef(**document["base"]), document["n"], document["recipe"], indices)
-            digest.check(f"mask {path.name}", document["digest"], mask.digest)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise FormatError(f"the manifest of {path.name} ({str(error)[:80]})", hint="fetch the mask again") from None
+            raise FormatError(f"{what} is not a mask", hint="make one with `deltahub mask build`")
+        document = _document(metadata[_KEY], what)
+        stored = tensors["index"].data
+        indices = index_codec.decode_index(document["codec"], stored.data, document["k"], document["n"])
+        mask = Mask(read_base(document["base"]), document["n"], document["recipe"], indices)
+        digest.check(f"mask {what}", document["digest"], mask.digest)
         return mask
+
+
+def _document(text: str, what: str) -> dict[str, Any]:
+    """The JSON of a mask file, its fields there and no more; each is checked by who takes it."""
+    found = strict_json(text, what)
+    if not isinstance(found, dict):
+        raise FormatError(what, expected="a JSON object", got=type(found).__name__)
+    version = found.get("format_version")
+    if type(version) is int and version > _FORMAT_VERSION:
+        raise formats.newer(what, version, _FORMAT_VERSION)
+    if type(version) is not int or version != _FORMAT_VERSION:
+        raise FormatError(f"format of {what}", expected=_FORMAT_VERSION, got=ascii(version)[:40])
+    if set(found) != _FIELDS or not is_digest(found["digest"]):
+        raise FormatError(f"fields of {what}", expected=" ".join(sorted(_FIELDS)), got=ascii(sorted(found))[:120])
+    if not isinstance(found["recipe"], dict) or not isinstance(found["codec"], dict):
+        raise FormatError(f"recipe and codec of {what}", expected="objects")
+    return found
 
 
 def budget(density: float, base: Base, tensors: Sequence[SpaceTensor]) -> int:

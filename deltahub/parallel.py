@@ -8,16 +8,13 @@ from typing import TypeVar
 
 from deltahub.stores import Store
 
-AT_ONCE = 8
-"""Requests under way at a remote store; a store on this machine is not waited for, and gets one after the other."""
-
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 def threads(*stores: Store) -> int:
     """How many jobs on ``stores`` should run at once."""
-    return AT_ONCE if any(store.remote for store in stores) else 1
+    return max(store.at_once for store in stores)
 
 
 def for_each(

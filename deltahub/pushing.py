@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cache
 from typing import TYPE_CHECKING
 
-from deltahub import garbage, keys, parallel, records, versions
+from deltahub import card, garbage, keys, parallel, records, signatures, versions
 from deltahub.delta import Delta
 from deltahub.errors import FormatError, HubError, IntegrityError, MismatchError, NotFoundError
 from deltahub.keys import Listing
@@ -16,11 +17,13 @@ from deltahub.names import check_tag, check_task
 from deltahub.records import MaskRecord, Section, VersionRecord
 from deltahub.rounding import check_rounding, round_delta
 from deltahub.stores import Store
+from deltahub.stores.cached import uncached
 from deltahub.versions import Progress
 
 if TYPE_CHECKING:
     from deltahub.hub import Hub
     from deltahub.mask import Mask
+    from deltahub.signing import SigningKey
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ def push(
     values: str,
     head: str,
     check: bool,
+    sign: SigningKey | None,
     progress: Progress | None,
 ) -> TaskVersion:
     """See `Hub.push`."""
@@ -50,18 +54,39 @@ def push(
     check_task(delta.task)
     check_rounding("values", values)
     check_rounding("head", head)
-    delta = round_delta(delta, values, head)
+    rounded = round_delta(delta, values, head)
+    encoded = cache(lambda: versions.encode(rounded))  # once, also where the work has to begin anew
+
+    def work(inside: Hub) -> TaskVersion:
+        found = _push(inside, rounded, encoded, mask, check, progress)
+        if sign is not None:  # before any tag leads to it
+            manifest = rounded.manifest.to_json()
+            signatures.sign_pushed(inside, found.task, found.number, rounded.digest, manifest, sign)
+        for tag in tags:
+            inside.store.put(keys.tag(found.task, tag), records.tag_bytes(found.number))
+        if found.new or tags:
+            card.update(inside, [found.task])
+        return found
+
+    return hub.transacted(work)
+
+
+def _push(
+    hub: Hub,
+    delta: Delta,
+    encoded: Callable[[], list[tuple[Section, bytes]]],
+    mask: Mask | None,
+    check: bool,
+    progress: Progress | None,
+) -> TaskVersion:
     listing = hub._listing(delta.task)
     _next_number(listing, delta.task)  # refused before anything is written
     _keep_mask(hub, delta, mask, check)
     keep_base(hub.store, delta.manifest.base)
-    sections = versions.encode(delta)
-    found = _equal_to_newest(hub, listing, delta, sections, check) or _add(
+    sections = encoded()
+    return _equal_to_newest(hub, listing, delta, sections, check) or _add(
         hub, listing, delta, sections, check, progress
     )
-    for tag in tags:
-        hub.store.put(keys.tag(found.task, tag), records.tag_bytes(found.number))
-    return found
 
 
 def push_mask(hub: Hub, mask: Mask, *, check: bool = False) -> None:
@@ -83,16 +108,17 @@ def keep_base(store: Store, base: BaseRef) -> None:
         store.put_new(keys.base(base.digest), records.base_bytes(base))
 
 
-def create_record(hub: Hub, record: VersionRecord, *, rely_on_equal: bool = False) -> int:
+def create_record(hub: Hub, record: VersionRecord, *, rely_on_equal: bool = False, look: bool = True) -> int:
     """Creates ``record`` under its number, or the next that nobody has or had; its blobs must be there.
 
     Args:
         rely_on_equal: a version with the same digest that another made under that number meanwhile is this one.
+        look: False leaves it to the caller to look for the number's ``.removed`` afterwards.
     """
     task, number = record.task, record.number
     while True:
         if hub.store.put_new(keys.version(task, number), replace(record, number=number).to_bytes()):
-            if hub.store.stat(keys.tombstone(task, number)) is None:
+            if not look or hub.store.stat(keys.tombstone(task, number)) is None:
                 return number
             hub.store.delete(keys.version(task, number))  # another pushed and removed it since the listing
         found = hub._listing(task)
@@ -113,7 +139,7 @@ def _has_mask(hub: Hub, mask: Mask, check: bool) -> bool:
     try:
         record = hub._mask(keys.mask(mask.digest))
         if check or not hub.store.remote:
-            versions.read_mask(hub.store, record)
+            versions.read_mask(uncached(hub.store), record)
             return True
     except (NotFoundError, FormatError, IntegrityError):
         return False

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from deltahub import digest, keys, tensorfile
+from deltahub import digest, formats, keys, tensorfile
 from deltahub.delta import GROUPS
 from deltahub.digest import is_digest
 from deltahub.errors import FormatError, IntegrityError
@@ -225,7 +225,7 @@ def unseal(data: bytes, what: str, names: str, *, newest: int | None = None) -> 
         newest: where given, ``format_version`` must be there too, from 1 to this.
 
     Raises:
-        FormatError: it is not such a document.
+        FormatError: it is not such a document, or (NewerFormatError) one that a later deltahub wrote.
         IntegrityError: its checksum is wrong, or its bytes are not canonical.
     """
     document = strict_json(data, what)
@@ -242,9 +242,9 @@ def unseal(data: bytes, what: str, names: str, *, newest: int | None = None) -> 
     if newest is not None:
         version, wanted = document.get("format_version"), wanted | {"format_version"}
         if type(version) is not int or not 1 <= version <= newest:
-            hint = "a newer deltahub wrote it: upgrade" if type(version) is int else None
-            expected = f"1 to {newest}" if newest > 1 else 1
-            raise FormatError(f"format_version of {what}", expected=expected, got=repr(version)[:40], hint=hint)
+            if type(version) is int and version > newest:
+                raise formats.newer(what, version, newest)
+            raise FormatError(f"format_version of {what}", expected=f"1 to {newest}", got=repr(version)[:40])
     if set(document) != wanted:
         raise FormatError(f"fields of {what}", expected=names, got=ascii(sorted(document))[:120])
     return document

@@ -34,6 +34,42 @@ class Failure:
 
 
 @dataclass(frozen=True)
+class Copy:
+    """A version of the source, ``a@2``, what it is in the target, ``a@3`` where 2 was taken, and its digest."""
+
+    source: str
+    target: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class SyncReport:
+    """What `syncing.sync` did, or in a dry run would do.
+
+    Attributes:
+        copied: versions that are new in the target.
+        tags: that were set or moved there, ``a:prod``.
+        present: how many versions were there.
+        removed: versions that the target had and removed; they stay removed.
+        failed: versions that are damaged in the source, and tags of what was not copied.
+        blobs: how many travelled.
+        bytes: of these.
+        signatures: that were copied, ``a@2 by 8c1d6f1e6a5f0b2c``.
+        unsigned: versions of the source whose signatures were left behind: they are of that number and record only.
+    """
+
+    copied: tuple[Copy, ...]
+    tags: tuple[str, ...]
+    present: int
+    removed: tuple[str, ...]
+    failed: tuple[Failure, ...]
+    blobs: int
+    bytes: int
+    signatures: tuple[str, ...] = ()
+    unsigned: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Step:
     """A version of the source, its number in the target, and whether it is ``new`` there or only looked at."""
 
@@ -53,6 +89,7 @@ class TaskPlan:
         removed: versions that the target had and removed, ``a@3``.
         failed: versions whose record cannot be read.
         tags: names of the tags that may differ.
+        signed: of versions of the source, the ids of keys whose signatures the target may lack.
     """
 
     task: str
@@ -62,6 +99,7 @@ class TaskPlan:
     removed: list[str] = field(default_factory=list)
     failed: list[Failure] = field(default_factory=list)
     tags: list[str] = field(default_factory=list)
+    signed: dict[int, set[str]] = field(default_factory=dict)
 
 
 _Found: TypeAlias = dict[int, VersionRecord | DeltahubError]
@@ -110,7 +148,7 @@ def plan(
         present += len(made.numbers)
         if tags:
             made.tags = [tag for tag in sorted(ours.listings[task].tags) if check or _moved(ours, theirs, task, tag)]
-        if made.steps or made.tags or made.removed or made.failed:
+        if made.steps or made.tags or made.removed or made.failed or made.signed:
             plans.append(made)
     return plans, present
 
@@ -129,7 +167,7 @@ def _plan_task(source: _Side, target: _Side, task: str, *, newest: bool, check: 
     """Matches versions in their order, so that what is newest in the source is newer in the target than the others."""
     chosen, there = source.listings[task].live, target.listings.get(task, Listing())
     chosen = chosen[-1:] if newest else chosen
-    made = TaskPlan(task, there.records | there.removed)
+    made = TaskPlan(task, there.records | there.removed, signed=_signed(source, there, task, chosen, check=check))
     alike = [] if check else list(takewhile(_alike(source, target, task), chosen))
     made.numbers = {number: number for number in alike}
     last, used = max(alike, default=0), set(made.used)
@@ -155,6 +193,13 @@ def _plan_task(source: _Side, target: _Side, task: str, *, newest: bool, check: 
             used.add(last)
             made.steps.append(Step(record, last))
     return made
+
+
+def _signed(source: _Side, there: Listing, task: str, chosen: list[int], *, check: bool) -> dict[int, set[str]]:
+    ours = source.listings[task].signatures
+    found = {number: ours[number] - (set() if check else there.signatures.get(number, set()))
+             for number in chosen if number in ours}  # fmt: skip
+    return {number: key_ids for number, key_ids in found.items() if key_ids}
 
 
 def _alike(source: _Side, target: _Side, task: str) -> Callable[[int], bool]:

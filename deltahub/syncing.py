@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from deltahub import garbage, keys, parallel, pushing, records, versions
+from deltahub import card, garbage, keys, parallel, pushing, records, versions
 from deltahub.errors import DeltahubError, FormatError, UsageError
 from deltahub.hub import Hub
+from deltahub.presence import Presence
 from deltahub.records import Blob, MaskRecord
-from deltahub.sync_plan import BAD, Failure, Step, TaskPlan, plan
+from deltahub.stores.cached import unkept
+from deltahub.sync_plan import BAD, Copy, Failure, Step, SyncReport, TaskPlan, plan
+from deltahub.sync_signatures import CopiedSignatures, copy_signatures
 from deltahub.versions import Progress
 
 __all__ = ["Copy", "Failure", "SyncReport", "sync"]
@@ -19,38 +23,8 @@ __all__ = ["Copy", "Failure", "SyncReport", "sync"]
 _GROUP_BYTES = 256 << 20
 _GROUP_VERSIONS = 64
 """One lease covers no more than this: it must not get older than the grace period of a collector."""
-
-
-@dataclass(frozen=True)
-class Copy:
-    """A version of the source, ``a@2``, what it is in the target, ``a@3`` where 2 was taken, and its digest."""
-
-    source: str
-    target: str
-    digest: str
-
-
-@dataclass(frozen=True)
-class SyncReport:
-    """What `sync` did, or in a dry run would do.
-
-    Attributes:
-        copied: versions that are new in the target.
-        tags: that were set or moved there, ``a:prod``.
-        present: how many versions were there.
-        removed: versions that the target had and removed; they stay removed.
-        failed: versions that are damaged in the source, and tags of what was not copied.
-        blobs: how many travelled.
-        bytes: of these.
-    """
-
-    copied: tuple[Copy, ...]
-    tags: tuple[str, ...]
-    present: int
-    removed: tuple[str, ...]
-    failed: tuple[Failure, ...]
-    blobs: int
-    bytes: int
+_NOTED = ("copied", "failed", "tags", "kept", "moved", "left")
+"""What a group notes, to be forgotten where it has to begin anew."""
 
 
 def sync(
@@ -96,8 +70,9 @@ def sync(
     else:
         for group in _groups(plans):
             copying.copy(group)
+    signed = copy_signatures(source, target, plans, check=check, dry_run=dry_run)  # before any tag leads to them
     copying.set_tags(dry_run)
-    return copying.report(present)
+    return copying.report(present, signed)
 
 
 def _groups(plans: list[TaskPlan]) -> Iterator[list[tuple[TaskPlan, Step]]]:
@@ -133,14 +108,15 @@ class _Copying:
         self.left = {section.data.blob: section.data.stored for step in steps for section in step.record.sections}
         self.total = sum(self.left.values())
         self.at_once = parallel.threads(self.source.store, self.target.store)
+        self.reading = unkept(self.source.store)
         self._lock = threading.Lock()
 
-    def report(self, present: int) -> SyncReport:
+    def report(self, present: int, signed: CopiedSignatures) -> SyncReport:
         removed = tuple(reference for one in self.plans for reference in one.removed)
         self.copied.sort(key=lambda copy: copy.source)
         return SyncReport(
-            tuple(self.copied), tuple(self.tags), present, removed, tuple(self.failed), len(self.moved),
-            sum(self.moved.values()),
+            tuple(self.copied), tuple(self.tags), present, removed, (*self.failed, *signed.failed), len(self.moved),
+            sum(self.moved.values()), tuple(signed.copied), tuple(signed.dropped),
         )  # fmt: skip
 
     def pretend(self) -> None:
@@ -163,12 +139,35 @@ class _Copying:
                     self._note(one, step, step.number)
 
     def copy(self, group: list[tuple[TaskPlan, Step]]) -> None:
+        """One group of versions, in one transaction of the target."""
+        self._transacted(lambda: self._copy(group), [one for one, _ in group])
+
+    def _transacted(self, work: Callable[[], None], plans: Sequence[TaskPlan]) -> None:
+        """Runs ``work`` with ``target`` in a transaction; what it noted is forgotten where it has to begin anew."""
+        target = self.target
+        noted: list[tuple[object, str, object]] = [(self, name, copy.copy(getattr(self, name))) for name in _NOTED]
+        noted += [(one, name, copy.copy(getattr(one, name))) for one in plans for name in ("used", "numbers")]
+
+        def begin(inside: Hub) -> None:
+            self.target = inside
+            for of, name, before in noted:
+                setattr(of, name, copy.copy(before))
+            work()
+            card.update(inside, sorted({one.task for one in plans}))
+
+        try:
+            target.transacted(begin)
+        finally:
+            self.target = target
+
+    def _copy(self, group: list[tuple[TaskPlan, Step]]) -> None:
         """As a push does it: lease, blobs, records, another look at the blobs."""
         masks, bad = self._masks([step for _, step in group])
         wanted = {mask.data.blob: mask.data for mask in masks.values() if mask.data}
         wanted |= {section.data.blob: section.data for _, step in group for section in step.record.sections}
         with garbage.lease(self.target.store, set(wanted)):
-            parallel.for_each(self._bring, wanted.values(), self.at_once, partial(self._count, bad))
+            bring = partial(self._bring, Presence.of_blobs(self.target.store, wanted))
+            parallel.for_each(bring, wanted.values(), self.at_once, partial(self._count, bad))
             self._keep_bases_and_masks(group, masks, bad)
             by_task: dict[str, list[tuple[TaskPlan, Step]]] = {}
             for one, step in group:
@@ -176,8 +175,11 @@ class _Copying:
             parallel.for_each(
                 lambda task: self._create(by_task[task], bad), by_task, parallel.threads(self.target.store)
             )
-            lost = [name for name in wanted if name not in bad]
-            parallel.for_each(lambda name: self._bring_lost(wanted[name]), lost, self.at_once)
+            self._leave_removed([made[0] for made in by_task.values() if len(made) == 1])
+            lost = [wanted[name] for name in wanted if name not in bad]
+            parallel.for_each(
+                partial(self._bring_lost, Presence.of_blobs(self.target.store, wanted)), lost, self.at_once
+            )
 
     def _masks(self, steps: list[Step]) -> tuple[dict[str, MaskRecord], dict[str, DeltahubError]]:
         """Records of masks that the target lacks, by digest, and what is wrong with others."""
@@ -198,12 +200,12 @@ class _Copying:
                     bad[digest] = error
         return found, bad
 
-    def _bring(self, blob: Blob) -> DeltahubError | bool:
+    def _bring(self, seen: Presence, blob: Blob) -> DeltahubError | bool:
         """Copies a blob; False where it is there whole, or what is wrong with it in the source."""
-        if versions.is_whole(self.target.store, blob.blob, blob.stored, check=self.check):
+        if versions.is_whole(self.target.store, blob.blob, blob.stored, check=self.check, seen=seen):
             return False
         try:
-            stored = versions.read_stored(self.source.store, blob, self.source.store.url)
+            stored = versions.read_stored(self.reading, blob, self.source.store.url)
         except BAD as error:
             return error
         self.target.store.put(keys.blob(blob.blob), stored)
@@ -219,12 +221,10 @@ class _Copying:
         if self.progress:
             self.progress(self.total - sum(self.left.values()), self.total)
 
-    def _bring_lost(self, blob: Blob) -> None:
+    def _bring_lost(self, seen: Presence, blob: Blob) -> None:
         """Again what a collector without a grace period took from under the lease."""
-        if self.target.store.stat(keys.blob(blob.blob)) is None:
-            self.target.store.put(
-                keys.blob(blob.blob), versions.read_stored(self.source.store, blob, self.source.store.url)
-            )
+        if seen.entry(keys.blob(blob.blob)) is None:
+            self.target.store.put(keys.blob(blob.blob), versions.read_stored(self.reading, blob, self.source.store.url))
 
     def _keep_bases_and_masks(
         self, group: list[tuple[TaskPlan, Step]], masks: dict[str, MaskRecord], bad: dict[str, DeltahubError]
@@ -251,14 +251,32 @@ class _Copying:
                 with self._lock:
                     self.failed.append(Failure(record.reference, str(error)))
             elif step.new:
-                self._create_one(one, step)
+                self._create_one(one, step, look=len(chosen) > 1)
 
-    def _create_one(self, one: TaskPlan, step: Step) -> None:
+    def _leave_removed(self, made: list[tuple[TaskPlan, Step]]) -> None:
+        """Gives versions whose number another used and removed meanwhile the next one; one for each task.
+
+        Of several for a task each was looked at before the next was created, so that they keep their order.
+        """
+        numbers = {
+            keys.tombstone(one.task, one.numbers[step.record.number]): (one, step)
+            for one, step in made
+            if step.new and step.record.number in one.numbers
+        }
+        seen = Presence(self.target.store, "tasks", numbers)
+        for key, (one, step) in numbers.items():
+            if seen.entry(key) is not None:
+                taken = one.numbers[step.record.number]
+                self.target.store.delete(keys.version(one.task, taken))
+                self.copied.remove(Copy(step.record.reference, f"{one.task}@{taken}", step.record.digest))
+                self._create_one(one, step, look=True)
+
+    def _create_one(self, one: TaskPlan, step: Step, *, look: bool) -> None:
         earlier = [number for of, number in one.numbers.items() if of < step.record.number]
         number = max(step.number, max(earlier, default=0) + 1)
         if number > 1 and number - 1 not in one.used:
             self.target.store.put_new(keys.copied(one.task, number), b"")
-        made = pushing.create_record(self.target, replace(step.record, number=number), rely_on_equal=True)
+        made = pushing.create_record(self.target, replace(step.record, number=number), rely_on_equal=True, look=look)
         self._note(one, step, made)
 
     def _note(self, one: TaskPlan, step: Step, number: int) -> None:
@@ -269,7 +287,14 @@ class _Copying:
 
     def set_tags(self, dry_run: bool) -> None:
         chosen = [(one, tag) for one in self.plans for tag in one.tags]
-        parallel.for_each(lambda item: self._set_tag(*item, dry_run), chosen, self.at_once)
+
+        def work() -> None:
+            parallel.for_each(lambda item: self._set_tag(*item, dry_run), chosen, self.at_once)
+
+        if dry_run:
+            work()
+        elif chosen:
+            self._transacted(work, [one for one in self.plans if one.tags])
         self.tags.sort()
 
     def _set_tag(self, one: TaskPlan, tag: str, dry_run: bool) -> None:

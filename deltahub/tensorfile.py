@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import stat
 import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,11 +19,13 @@ from typing import Any
 
 import numpy as np
 
+from deltahub import memory
 from deltahub.errors import FormatError
-from deltahub.files import store_errors
 from deltahub.rawtensor import ITEMSIZE, Bytes, RawTensor
 
 _MAX_HEADER = 100 << 20  # the limit of the safetensors library
+_MAX_CONTAINERS = 1 << 21
+"""Objects and lists of one JSON text: an empty one takes 64 bytes of memory for 3 bytes of text."""
 _MAX_DIGITS = 40  # of a whole number: every one fits a float, and so does the 10^30 that configs write for "no limit"
 
 
@@ -68,6 +71,8 @@ def strict_json(text: str | bytes, what: str) -> Any:
 
     try:
         text = text if isinstance(text, str) else text.decode()
+        if text.count("{") + text.count("[") > _MAX_CONTAINERS:
+            raise FormatError(f"{what} holds too much", expected=f"at most {_MAX_CONTAINERS:,} objects and lists")
         found = json.loads(text, object_pairs_hook=pairs, parse_float=finite, parse_int=whole, parse_constant=finite)
         # Half a surrogate pair reads as a string that no file, no terminal and no digest can take.
         (json.dumps(found, ensure_ascii=False) if "\\u" in text else text).encode()
@@ -98,7 +103,9 @@ def parse_header(head: bytes, file_size: int, what: str) -> tuple[dict[str, Tens
     position = data_start
     for spec in specs:
         if spec.start != position:
-            raise FormatError(f"tensor {spec.name!r} of {what}", expected=f"byte {position}", got=f"byte {spec.start}")
+            raise FormatError(
+                f"tensor {spec.name[:80]!r} of {what}", expected=f"byte {position}", got=f"byte {spec.start}"
+            )
         position = spec.end
     if position != file_size:
         raise FormatError(
@@ -136,17 +143,40 @@ def header_length(first: bytes, file_size: int, what: str) -> int:
     return 8 + length
 
 
+def open_regular(path: Path) -> int:
+    """A descriptor to read ``path`` by; never waits for a pipe.
+
+    Raises:
+        FormatError: there is none, or it is no regular file.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise FormatError(f"cannot open {ascii(str(path))[:200]} ({getattr(error, 'strerror', error)})") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise FormatError(f"{path} is not a regular file")
+    return descriptor
+
+
+def read_json(path: Path) -> Any:
+    """The JSON document in a file that others wrote; see `strict_json`.
+
+    Raises:
+        FormatError: it cannot be read, is larger than _MAX_HEADER, or no regular file.
+    """
+    with open(open_regular(path), "rb") as file:
+        if (size := os.fstat(file.fileno()).st_size) > _MAX_HEADER:
+            raise FormatError(f"{path}", expected=f"at most {_MAX_HEADER:,} bytes of JSON", got=f"{size:,}")
+        return strict_json(file.read(_MAX_HEADER), str(path))
+
+
 class TensorFile:
     """A safetensors file on disk; nothing but its header is read until asked for. Closed when dropped."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        if path.exists() and not path.is_file():
-            raise FormatError(f"{path} is not a regular file")
-        try:
-            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise FormatError(f"cannot open {path} ({error.strerror})") from None
+        self._descriptor = open_regular(path)
         weakref.finalize(self, os.close, self._descriptor)
         self.byte_size = os.fstat(self._descriptor).st_size
         length = header_length(self._read(0, min(8, self.byte_size)), self.byte_size, path.name)
@@ -154,6 +184,7 @@ class TensorFile:
 
     def read(self, name: str) -> RawTensor:
         spec = self.specs[name]
+        memory.check(spec.end - spec.start, f"tensor {name[:80]!r} of {self.path.name}")
         data: Bytes = np.empty(spec.end - spec.start, np.uint8)
         self.read_into(spec.start, data.data)
         return RawTensor(spec.dtype, spec.shape, data)
@@ -171,21 +202,25 @@ class TensorFile:
         """Of the file that is open, whatever its name leads to by now."""
         return os.fstat(self._descriptor)
 
+    def read_all(self) -> memoryview:
+        memory.check(self.byte_size, self.path.name)
+        data = bytearray(self.byte_size)
+        self.read_into(0, memoryview(data))
+        return memoryview(data).toreadonly()
+
     def _read(self, position: int, size: int) -> bytes:
         data = bytearray(size)
         self.read_into(position, memoryview(data))
         return bytes(data)
 
 
-def read_whole(path: Path) -> bytes:
+def read_whole(path: Path) -> memoryview:
     """All bytes of a safetensors file, after its header was found to fit its size.
 
     Raises:
         FormatError: it does not, or the file cannot be read.
     """
-    TensorFile(path)
-    with store_errors(path):
-        return path.read_bytes()
+    return TensorFile(path).read_all()
 
 
 def loads(data: bytes | memoryview, what: str) -> tuple[dict[str, RawTensor], dict[str, str]]:

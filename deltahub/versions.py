@@ -12,7 +12,7 @@ from itertools import groupby
 
 import numpy as np
 
-from deltahub import codecs, digest, keys, parallel
+from deltahub import codecs, digest, keys, memory, parallel
 from deltahub.codecs import index as index_codec
 from deltahub.codecs import quantized
 from deltahub.codecs.frames import Encoded
@@ -21,11 +21,13 @@ from deltahub.delta import Delta
 from deltahub.errors import FormatError, IntegrityError, NotFoundError
 from deltahub.manifest import Manifest
 from deltahub.mask import Mask
+from deltahub.presence import Presence
 from deltahub.rawtensor import ITEMSIZE, Bytes, RawTensor
 from deltahub.records import Blob, MaskRecord, Section, VersionRecord
 from deltahub.rounding import codes
 from deltahub.space import Positions
 from deltahub.stores import Store
+from deltahub.stores.cached import uncached
 
 Progress = Callable[[int, int], None]
 ALONE = 16 << 10
@@ -112,8 +114,17 @@ def read(store: Store, record: VersionRecord, progress: Progress | None = None) 
     return delta
 
 
-def assemble(store: Store, record: VersionRecord, progress: Progress | None = None) -> Delta:
-    """As `read`, but only the stored bytes are verified: whoever uses the delta calls `check` first."""
+def assemble(
+    store: Store, record: VersionRecord, progress: Progress | None = None, *, at_once: int | None = None
+) -> Delta:
+    """As `read`, but only the stored bytes are verified: whoever uses the delta calls `check` first.
+
+    ``at_once`` is for one who reads several versions at once.
+    """
+    memory.check(record.size, record.reference)
+    manifest = Manifest.from_json(record.manifest_json)
+    if manifest.task != record.task:
+        raise FormatError(f"the manifest in {record.reference}", expected=f"task {record.task}", got=manifest.task)
     decoded: dict[int, Bytes] = {}
     numbered = dict(enumerate(record.sections))
 
@@ -122,7 +133,7 @@ def assemble(store: Store, record: VersionRecord, progress: Progress | None = No
         if progress:
             progress(sum(numbered[one].data.stored for one in decoded), record.stored)
 
-    at_once = parallel.threads(store)
+    at_once = at_once or parallel.threads(store)
     parallel.for_each(lambda index: _decode(store, numbered[index].data, record.reference), numbered, at_once, done)
     tensors: dict[str, RawTensor] = {}
     for index, section in numbered.items():
@@ -131,7 +142,7 @@ def assemble(store: Store, record: VersionRecord, progress: Progress | None = No
             size = math.prod(shape) * ITEMSIZE[section.dtype]
             tensors[name] = RawTensor(section.dtype, shape, decoded[index][start : start + size])
             start += size
-    return Delta(Manifest.from_json(record.manifest_json), tensors)
+    return Delta(manifest, tensors)
 
 
 def check(store: Store, record: VersionRecord, delta: Delta) -> None:
@@ -185,20 +196,28 @@ def put_blob(store: Store, name: str, stored: bytes, *, check: bool = False) -> 
         store.put(keys.blob(name), stored)
 
 
-def is_whole(store: Store, name: str, size: int, stored: bytes | None = None, *, check: bool = False) -> bool:
+def is_whole(
+    store: Store,
+    name: str,
+    size: int,
+    stored: bytes | None = None,
+    *,
+    check: bool = False,
+    seen: Presence | None = None,
+) -> bool:
     """Whether the blob ``name`` of ``size`` bytes is there and right.
 
     On this machine it is read. On a remote store it is taken for right by its size, and by its MD5 where the store
-    tells it and the bytes are given as ``stored``; ``check`` has it read there too.
+    tells it and the bytes are given as ``stored``; ``check`` has it read there too. ``seen`` is who to ask for it.
     """
     if store.remote and not check:
-        entry = store.stat(keys.blob(name))
+        entry = seen.entry(keys.blob(name)) if seen else store.stat(keys.blob(name))
         if entry is None or entry.size != size:
             return False
         if stored is None or entry.md5 in (None, hashlib.md5(stored, usedforsecurity=False).hexdigest()):
             return True
     try:
-        found = store.get(keys.blob(name), 0, size + 1)
+        found = uncached(store).get(keys.blob(name), 0, size + 1)
     except NotFoundError:
         return False
     return found == stored if stored is not None else len(found) == size and digest.of_bytes(found) == name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported: no test may wait for a network
@@ -12,13 +13,38 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from deltahub.checkpoint import Base
 from tests.models import write_base
 
 torch.set_num_threads(1)
 
+SOAK = os.environ.get("DELTAHUB_SOAK") == "1"
+"""Asks for the long forms: more examples, more orders of events, more rows."""
+
+settings.register_profile(
+    "deltahub", deadline=None, max_examples=500 if SOAK else 40, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("deltahub")
+
 MakeBase = Callable[..., Base]
+_WITH_RAY = "tests/serve/app/"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file stays with one worker, and so do all tests of the one Ray, which come first since they wait the most."""
+    for item in items:
+        file = item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(_WITH_RAY if file.startswith(_WITH_RAY) else file))
+    items.sort(key=lambda item: not item.nodeid.startswith(_WITH_RAY))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _frozen() -> None:
+    """Every training collects garbage, and need not go through all that was imported before a file's tests."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

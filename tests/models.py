@@ -21,6 +21,8 @@ from transformers import (
     ViTConfig,
 )
 
+from deltahub.checkpoint import Base
+
 CONFIGS: dict[str, PreTrainedConfig] = {
     "bert": BertConfig(
         vocab_size=96, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
@@ -86,3 +88,8 @@ def same_bits(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> 
         torch.equal(left[name].contiguous().view(torch.uint8), right[name].contiguous().view(torch.uint8))
         for name in left
     )
+
+
+def a_bias(base: Base) -> str:
+    """Name of a bias, or of the like, within a block."""
+    return next(t.name for t in base.space.tensors if t.name.endswith(("bias", "norm.weight")) and t.role == "block")

@@ -16,9 +16,9 @@ from safetensors.numpy import save_file
 
 from deltahub import rawtensor
 from deltahub.delta import Delta
-from deltahub.errors import DeltahubError, FormatError, ManifestError, UsageError
+from deltahub.errors import DeltahubError, FormatError, ManifestError, NewerFormatError, UsageError
 from deltahub.manifest import BaseRef, Manifest, MaskRef, Quantization
-from deltahub.names import KINDS, check_tag, check_task, parse_reference
+from deltahub.names import KINDS, check_task, parse_reference
 from deltahub.rawtensor import RawTensor
 from deltahub.tensorfile import strict_json
 
@@ -235,31 +235,6 @@ def test_a_cut_delta_is_refused(length):
         Delta.loads(golden("delta")[:length])
 
 
-@pytest.mark.parametrize(
-    "entry",
-    [
-        {"dtype": "F32", "shape": [2**62, 4], "data_offsets": [0, 8]},
-        {"dtype": "F32", "shape": [2**63], "data_offsets": [0, 2**65]},
-        {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]},
-        {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]},
-        {"dtype": "F32", "shape": [2], "data_offsets": [8, 0]},
-        {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]},
-        {"dtype": "F99", "shape": [2], "data_offsets": [0, 8]},
-        {"dtype": "F32", "shape": [2.0], "data_offsets": [0, 8]},
-        {"dtype": "F32", "shape": [2], "data_offsets": [0, 8], "more": 1},
-    ],
-)
-def test_lying_headers_are_refused(entry):
-    head = json.dumps({"__metadata__": {"deltahub": GOOD}, "values": entry}).encode()
-    with pytest.raises(FormatError):
-        Delta.loads(len(head).to_bytes(8, "little") + head + bytes(8))
-
-
-def test_a_header_that_announces_gigabytes_takes_no_memory():
-    with pytest.raises(FormatError, match="not a safetensors file"):
-        Delta.loads((1 << 40).to_bytes(8, "little") + b"{}")
-
-
 def test_other_safetensors_files_are_no_deltas(tmp_path):
     save_file({"values": np.zeros(2, np.float32)}, tmp_path / "x.safetensors")
     with pytest.raises(FormatError, match="deltahub extract"):
@@ -296,16 +271,6 @@ def test_narrow_rounds_as_torch_does(value):
             assert rawtensor.narrow(array, name)[0] == expected.bits[0]
 
 
-@pytest.mark.parametrize(
-    "name", ["", "a/b", "..", "a..b", "A", "-a", "a.", "con", "nul.x", "ä", "a b", "x" * 101, "a\0"]
-)
-def test_unsafe_names_are_refused(name):
-    for check in (check_task, check_tag):
-        if name not in ("con", "nul.x") or check is check_task:
-            with pytest.raises(UsageError):
-                check(name)
-
-
 def test_references():
     assert parse_reference("sst2") == ("sst2", None)
     assert parse_reference("sst2@3") == ("sst2", 3)
@@ -316,7 +281,7 @@ def test_references():
 
 
 def test_errors_say_what_next():
-    with pytest.raises(ManifestError, match="upgrade"):
+    with pytest.raises(NewerFormatError, match="the manifest has format 3, this deltahub reads 1 to 2; upgrade"):
         Manifest.from_json(GOOD.replace('"format_version":1', '"format_version":3'))
     with pytest.raises(UsageError, match="try 'my-task'"):
         check_task("My Task")

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, precondition, rule
 
 from deltahub.delta import Delta
 from deltahub.digest import of_bytes
-from deltahub.errors import FormatError, HubError, MismatchError, NotFoundError, UsageError
+from deltahub.errors import HubError, MismatchError, NotFoundError, UsageError
 from deltahub.hub import Hub, TaskVersion
 from deltahub.manifest import BaseRef, Manifest, MaskRef
 from deltahub.mask import Mask
@@ -258,75 +254,6 @@ def test_a_mask_of_another_delta_is_refused_also_where_the_version_is_there(hub,
         hub.push(random_delta(base, None, classes=2), mask=mask)
 
 
-def test_a_memory_name_is_one_hub_and_another_name_another(base, mask):
-    name = f"memory://same-{next(_names)}"
-    first, second = Hub.open(name), Hub.open(name)
-    first.push(random_delta(base, mask), ["prod"])
-    assert second.tags("sst2") == {"prod": 1}
-    assert second.push(random_delta(base, mask, 1)).number == 2
-    assert first.pull("sst2").digest == second.pull("sst2").digest
-    assert Hub.open(f"memory://other-{next(_names)}").tasks() == []
-
-
-def test_a_folder_with_other_files_is_not_made_a_hub(tmp_path):
-    (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(FormatError, match=r"is no hub.*thesis\.txt.*empty folder"):
-        Hub.open(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
-
-
-def test_nothing_is_created_where_only_a_look_is_wanted(tmp_path):
-    with pytest.raises(NotFoundError, match="no hub at"):
-        Hub.open(tmp_path / "hub", create=False)
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("head", [b'{"format":"deltahub","format_version":2}', b"", b"{}", b"x" * 10_000])
-def test_a_newer_or_damaged_hub_is_refused(tmp_path, head):
-    Hub.open(tmp_path)
-    (tmp_path / "hub.json").write_bytes(head)
-    with pytest.raises(FormatError, match=r"hub\.json .*newer deltahub.*damaged"):
-        Hub.open(tmp_path)
-    assert (tmp_path / "hub.json").read_bytes() == head
-
-
-def test_opening_at_the_same_moment_as_another(base, mask):
-    """The other makes the hub and pushes between our look for hub.json and our look for strangers."""
-
-    class Late(MemoryStore):
-        def list(self, folder: str = "") -> Iterator:
-            if not folder and super().stat("hub.json") is None:
-                Hub.open("memory://late").push(random_delta(base, mask))
-                self._objects = dict(Hub.open("memory://late").store._objects)
-            return super().list(folder)
-
-    from deltahub import stores
-
-    stores._memory["late-too"] = Late("late-too")
-    assert [info.task for info in Hub.open("memory://late-too").tasks()] == ["sst2"]
-
-
-def test_files_of_other_programs_are_left_alone(tmp_path, base, mask):
-    hub = Hub.open(tmp_path)
-    hub.push(random_delta(base, mask))
-    strangers = [
-        "README", "tasks/README", "tasks/.DS_Store", "tasks/sst2/notes.txt", "tasks/sst2/old/v00000007.json",
-        "tasks/sst2/v0000000².json", "tasks/sst2/v00000000.json", "tasks/SST2/v00000001.json", "tasks/mine/notes",
-        "tasks/sst2/tag.Prod.json", "blobs/.DS_Store", "blobs/a b", "masks/.DS_Store", "masks/a.json",
-        "bases/.DS_Store", "tasks/with space/v00000001.json",
-    ]  # fmt: skip
-    for name in strangers:
-        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
-        (tmp_path / name).write_text("mine")
-    assert [(info.task, info.newest, info.versions, info.tags) for info in hub.tasks()] == [("sst2", 1, 1, ())]
-    assert hub.push(random_delta(base, mask, 1)).number == 2
-    assert hub.verify().problems == ()
-    assert len(hub.masks()) == len(hub.report().masks) == 1
-    hub.remove("sst2")
-    hub.gc(grace_seconds=0)
-    assert all((tmp_path / name).read_text() == "mine" for name in strangers)
-
-
 def test_thousands_of_tasks_are_listed_without_reading_one(base, mask):
     class Counting(MemoryStore):
         gets = 0
@@ -354,98 +281,3 @@ def tiny(task: str, seed: int, mask: bool = True) -> Delta:
     ref = MaskRef(of_bytes(b"mask"), 64, 1000, {"name": "smallest-magnitude", "density": 0.064}) if mask else None
     tensors = {"head.bias": f32(4, seed=seed % 2)} | ({"values": f32(64, seed=seed)} if mask else {})
     return Delta(Manifest(task, "other", base, ref), tensors)
-
-
-class HubMachine(RuleBasedStateMachine):
-    """Whatever is done to a hub, every live version is what was pushed, and nothing more is kept than needed."""
-
-    pushed = Bundle("pushed")
-
-    @initialize()
-    def start(self) -> None:
-        self.hub = Hub.open(f"memory://machine-{next(_names)}")
-        self.live: dict[tuple[str, int], bytes] = {}
-        self.tags: dict[tuple[str, str], int] = {}
-        self.newest: dict[str, int] = {}
-
-    @rule(target=pushed, task=st.sampled_from(["a", "b"]), seed=st.integers(0, 3), mask=st.booleans())
-    def push(self, task: str, seed: int, mask: bool) -> tuple[str, int]:
-        delta = tiny(task, seed, mask)
-        live = [number for name, number in self.live if name == task]
-        equal = bool(live) and self.live[task, max(live)] == dump(delta)
-        number = max(live) if equal else self.newest.get(task, 0) + 1
-        assert self.hub.push(delta) == TaskVersion(task, number, delta.digest)
-        self.newest[task] = max(number, self.newest.get(task, 0))
-        self.live[task, number] = dump(delta)
-        return task, number
-
-    @rule(version=pushed, tag=st.sampled_from(["x", "y"]))
-    def tag(self, version: tuple[str, int], tag: str) -> None:
-        task, number = version
-        if version in self.live:
-            self.hub.tag(task, number, tag)
-            self.tags[task, tag] = number
-        else:
-            with pytest.raises(NotFoundError):
-                self.hub.tag(task, number, tag)
-
-    @rule(task=st.sampled_from(["a", "b"]), tag=st.sampled_from(["x", "y"]))
-    def untag(self, task: str, tag: str) -> None:
-        if self.tags.pop((task, tag), None):
-            self.hub.untag(task, tag)
-        else:
-            with pytest.raises(NotFoundError):
-                self.hub.untag(task, tag)
-
-    @rule(version=consumes(pushed), force=st.booleans())
-    def remove(self, version: tuple[str, int], force: bool) -> None:
-        task, number = version
-        named = {key for key, value in self.tags.items() if key[0] == task and value == number}
-        if version not in self.live:
-            with pytest.raises(NotFoundError):
-                self.hub.remove(f"{task}@{number}", force=force)
-        elif named and not force:
-            with pytest.raises(HubError, match="named by"):
-                self.hub.remove(f"{task}@{number}")
-        else:
-            assert self.hub.remove(f"{task}@{number}", force=force) == [f"{task}@{number}"]
-            del self.live[version]
-            for key in named:
-                del self.tags[key]
-
-    @precondition(lambda self: any(task == "a" for task, _ in self.live))
-    @rule()
-    def remove_task(self) -> None:
-        numbers = sorted(number for task, number in self.live if task == "a")
-        assert self.hub.remove("a", force=True) == [f"a@{number}" for number in numbers]
-        self.live = {key: value for key, value in self.live.items() if key[0] != "a"}
-        self.tags = {key: value for key, value in self.tags.items() if key[0] != "a"}
-
-    @rule(dry_run=st.booleans())
-    def gc(self, dry_run: bool) -> None:
-        planned = self.hub.gc(dry_run=True, grace_seconds=0)
-        before = {entry.key: entry.size for entry in self.hub.store.list()}
-        if dry_run:
-            return
-        assert self.hub.gc(grace_seconds=3600).deleted == ()
-        assert self.hub.gc(grace_seconds=0) == planned
-        after = {entry.key: entry.size for entry in self.hub.store.list()}
-        assert before.keys() - after.keys() == set(planned.deleted)
-        assert sum(before.values()) - sum(after.values()) == planned.bytes
-        sections = [s.data for task in self.hub.tasks() for r in self.hub.versions(task.task) for s in r.sections]
-        assert blobs(self.hub) == {f"blobs/{data.blob[:2]}/{data.blob}": data.stored for data in sections}
-
-    @invariant()
-    def everything_is_there_and_sound(self) -> None:
-        found = {(r.task, r.number) for task in self.hub.tasks() for r in self.hub.versions(task.task)}
-        assert found == self.live.keys()
-        for (task, number), data in self.live.items():
-            assert dump(self.hub.pull(f"{task}@{number}")) == data
-        tags = {(task, tag): n for task in ("a", "b") for tag, n in self.hub.tags(task).items()}
-        assert tags == self.tags
-        verified = self.hub.verify()
-        assert (verified.problems, verified.versions) == ((), len(self.live))
-
-
-HubMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=20, deadline=None)
-TestHubMachine = HubMachine.TestCase

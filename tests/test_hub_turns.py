@@ -12,10 +12,13 @@ import pytest
 from deltahub import garbage
 from deltahub.hub import Hub
 from deltahub.stores import MemoryStore
+from tests.conftest import SOAK
+from tests.faults.stores import Watched, copy_of
 from tests.test_hub import dump, tiny
-from tests.test_hub_faults import Watched, copy_of
 
 GRACE = 3600.0
+MOMENTS = (range(24), range(24)) if SOAK else (range(0, 24, 3), range(0, 24, 5))
+"""How many operations the first one has done, and then the second one, when the other takes over."""
 
 
 class Turns:
@@ -32,7 +35,7 @@ class Turns:
             if self._busy == name:
                 self._plan, self._busy = self._plan[1:], ""
                 self._turn.notify_all()
-            assert self._turn.wait_for(lambda: not self._plan or self._plan[0] == name, timeout=30)
+            assert self._turn.wait_for(lambda: not self._plan or self._plan[0] == name, timeout=120)
             self._busy = name if self._plan else ""
 
     def drop(self, name: str) -> None:
@@ -65,7 +68,7 @@ def run(turns: Turns, store: MemoryStore, jobs: dict[str, Callable[[Hub], object
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(240)
     assert failures == []
 
 
@@ -79,7 +82,7 @@ def test_a_push_loses_nothing_to_a_collection_in_any_order(first, remote, monkey
     hub.remove("a@1")
     [second] = {"push", "gc"} - {first}
     clock = itertools.count()
-    for turns_of_first, turns_of_second, more in itertools.product(range(0, 24, 2), range(0, 24, 3), (0, 3)):
+    for turns_of_first, turns_of_second, more in itertools.product(*MOMENTS, (0, 3)):
         store = copy_of(hub.store, aged=2 * GRACE)
         plan = [(first, turns_of_first), (second, turns_of_second), (first, more), (second, 99), (first, 99)]
         turns = Turns(plan)

@@ -15,17 +15,18 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = [
     {"errors", "names"},
-    {"digest"},
-    {"files", "rawtensor", "keys"},
-    {"tensorfile"},
+    {"digest", "memory"},
+    {"files", "rawtensor", "keys", "signing"},
+    {"tensorfile", "formats"},
     {"codecs", "stores", "manifest", "space"},
     {"checkpoint_files", "checkpoint", "selection", "mask", "delta", "fit", "records", "rounding"},
     {"backbone", "binding", "layout", "dense", "resident", "heads"}
     | {"pooling", "linear_head", "shared_head", "skeletons", "tokenizing", "encoding", "answers", "task_model"}
     | {"sentences"},
-    {"parallel"},
-    {"hub", "pushing", "versions", "garbage", "verification", "report"},
-    {"transfer", "syncing", "sync_plan", "tuning", "convert", "merging", "compare", "predict", "replies", "client"},
+    {"parallel", "presence"},
+    {"hub", "pushing", "versions", "garbage", "verification", "report", "card"} | {"signatures", "repair", "verified"},
+    {"transfer", "syncing", "sync_plan", "tuning", "convert", "merging", "compare", "predict", "replies", "client"}
+    | {"sync_signatures"},
     {"cli"},
 ]
 """From the bottom up: a module imports from its own layer or from one below."""

@@ -9,10 +9,10 @@ import sys
 from collections.abc import Sequence
 
 from deltahub import __version__
-from deltahub.cli import common, hubs, masks, predicting, reports, serving, tasks, training
+from deltahub.cli import cache, common, hubs, masks, predicting, reports, serving, signing, tasks, training
 from deltahub.errors import DeltahubError, UsageError
 
-_GROUPS = (masks, training, predicting, serving, tasks, hubs, reports)
+_GROUPS = (masks, training, predicting, serving, tasks, hubs, signing, cache, reports)
 
 
 def parser() -> argparse.ArgumentParser:

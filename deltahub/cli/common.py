@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from deltahub.delta import Delta
     from deltahub.hub import Hub
     from deltahub.mask import Mask
+    from deltahub.stores.cached import BlobCache
+    from deltahub.stores.paced import Pace
 
 Commands = Any
 """argparse's subparsers action, whose class is private."""
@@ -64,6 +66,29 @@ def hub_option(parser: argparse.ArgumentParser) -> None:
         "--hub", metavar="URL", default=os.environ.get("DELTAHUB_HUB", "./hub"),
         help="where the hub is: a folder, s3://bucket/prefix or another URL (default: $DELTAHUB_HUB, then ./hub)",
     )  # fmt: skip
+    cache_option(parser)
+
+
+def signature_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--require-signature", metavar="KEY", action="append", default=[],
+        help="refuse a version that this public key, or one of a file of them, has not signed; may be repeated",
+    )  # fmt: skip
+
+
+def cache_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--no-cache", action="store_true", help="fetch from a remote hub also what `deltahub cache` has a copy of"
+    )
+
+
+def pace_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--limit-rate", metavar="RATE", help="bytes per second, both ways together: 500kB, 10MB (default: no limit)"
+    )
+    parser.add_argument(
+        "--jobs", metavar="N", type=int, help="requests under way at once (default: 8, and 1 in a folder)"
+    )
 
 
 def json_option(parser: argparse.ArgumentParser) -> None:
@@ -97,9 +122,53 @@ def open_base(source: str, revision: str | None = None) -> Base:
 
 
 def open_hub(options: argparse.Namespace, *, create: bool = False) -> Hub:
+    """With what --require-signature says of it, where the command has that option."""
     from deltahub.hub import Hub
+    from deltahub.signing import VerifyKey
 
-    return Hub.open(options.hub, create=create)
+    wanted = [key for source in getattr(options, "require_signature", ()) for key in VerifyKey.read(source)]
+    hub = Hub.open(options.hub, create=create, cache=cache_of(options), pace=pace_of(options))
+    return hub.requiring(wanted) if wanted else hub
+
+
+def cache_of(options: argparse.Namespace) -> BlobCache | None:
+    return None if options.no_cache else blob_cache()
+
+
+def blob_cache() -> BlobCache | None:
+    """In $DELTAHUB_CACHE, else in ~/.cache/deltahub; None with a limit of 0, or where there is no home.
+
+    Raises:
+        UsageError: $DELTAHUB_CACHE_LIMIT is no size.
+    """
+    from deltahub.errors import UsageError
+    from deltahub.stores.cached import BlobCache
+    from deltahub.stores.paced import bytes_of
+
+    try:
+        limit = bytes_of(os.environ.get("DELTAHUB_CACHE_LIMIT") or "10GB")
+    except UsageError as error:
+        raise UsageError(f"$DELTAHUB_CACHE_LIMIT: {error.problem}", expected=error.expected) from None
+    try:
+        folder = Path(os.environ.get("DELTAHUB_CACHE") or "~/.cache/deltahub").expanduser()
+    except RuntimeError:
+        return None
+    return BlobCache(folder, limit, warn=words) if limit else None
+
+
+def pace_of(options: argparse.Namespace) -> Pace | None:
+    """What --limit-rate and --jobs say; None where the command has no such options, or neither is given."""
+    from deltahub.errors import UsageError
+    from deltahub.stores.paced import Pace, bytes_of
+
+    rate, jobs = getattr(options, "limit_rate", None), getattr(options, "jobs", None)
+    if rate is None and jobs is None:
+        return None
+    try:
+        return Pace(None if rate is None else bytes_of(rate), jobs)
+    except UsageError as error:
+        option = "--jobs" if rate is None or (jobs is not None and jobs < 1) else "--limit-rate"
+        raise UsageError(f"{option}: {error.problem}", expected=error.expected, got=error.got) from None
 
 
 def load_mask(path: Path | None) -> Mask | None:
@@ -111,8 +180,13 @@ def load_mask(path: Path | None) -> Mask | None:
 def load_delta(source: str, options: argparse.Namespace) -> Delta:
     """A ``.delta`` file where there is one of that name, else a task of the hub."""
     from deltahub.delta import Delta
+    from deltahub.errors import UsageError
 
     if Path(source).exists() or source.endswith(".delta") or os.sep in source:
+        if options.require_signature:
+            raise UsageError(
+                f"--require-signature: {source} is a file, which has no signature", expected="a task of the hub"
+            )
         return Delta.load(source)
     return open_hub(options).pull(source)
 
@@ -170,8 +244,8 @@ def _cell(item: object) -> str:
 
 
 def printable(text: str) -> str:
-    """Control characters as escapes: names and labels in a file must not steer anyone's terminal."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: ascii(found.group())[1:-1], text)
+    """Control characters as escapes: names and labels in a file must not steer a terminal, nor turn its lines."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", lambda found: ascii(found.group())[1:-1], text)
 
 
 def count(number: int, thing: str) -> str:

@@ -6,8 +6,12 @@ import argparse
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from deltahub.cli import common, syncs
+from deltahub.cli import common, signing, syncs
+
+if TYPE_CHECKING:
+    from deltahub.hub import Hub
 
 
 def add(commands: common.Commands) -> None:
@@ -25,16 +29,22 @@ def add(commands: common.Commands) -> None:
     push.add_argument(
         "--check", action="store_true", help="read what a remote hub has already, so that damage there is healed"
     )
+    signing.key_option(push, "--sign")
     common.mask_option(push)
     common.hub_option(push)
+    common.pace_options(push)
 
-    pull = common.command(commands, "pull", _pull, "write a task of the hub to a .delta file, every byte verified")
-    pull.add_argument("task", metavar="TASK[@N|:TAG]", help="newest version, version N, or what TAG names")
+    pull = common.command(commands, "pull", _pull, "write tasks of the hub to .delta files, every byte verified")
+    pull.add_argument(
+        "task", metavar="TASK[@N|:TAG]", nargs="+", help="newest version, version N, or what TAG names; or 'GLOB[:TAG]'"
+    )
     pull.add_argument(
         "-o", "--output", metavar="FILE", type=Path, help="file, or folder for TASK.delta (default: here)"
     )
     pull.add_argument("--force", action="store_true", help="replace another file of that name")
+    common.signature_option(pull)
     common.hub_option(pull)
+    common.pace_options(pull)
 
     syncs.add(commands)
     _reading(commands, "list", _list, "list the tasks of the hub")
@@ -55,7 +65,13 @@ def add(commands: common.Commands) -> None:
     remove.add_argument("--force", action="store_true", help="also what a tag names")
     common.hub_option(remove)
 
-    _reading(commands, "verify", _verify, "read and re-hash everything; names what is bad and exits with 1")
+    verify = _reading(commands, "verify", _verify, "read and re-hash everything; names what is bad and exits with 1")
+    verify.add_argument(
+        "--repair",
+        metavar="URL",
+        help="mend what is bad with good copies from another hub; exits with 0 if nothing is left",
+    )
+    common.pace_options(verify)
     gc = _reading(commands, "gc", _gc, "delete what no version can reach")
     gc.add_argument("--dry-run", action="store_true", help="only say what would go")
     gc.add_argument(
@@ -74,29 +90,40 @@ def _reading(commands: common.Commands, name: str, run: common.Run, summary: str
 def _push(options: argparse.Namespace) -> None:
     from deltahub.transfer import push_file
 
+    key = signing.signing_key(options)
     hub = common.open_hub(options, create=True)
     with common.progress("push") as show:
         version = push_file(
             options.file, hub, tags=options.tag, mask=common.load_mask(options.mask), values=options.values,
-            head=options.head, check=options.check, progress=show,
+            head=options.head, check=options.check, sign=key, progress=show,
         )  # fmt: skip
     record = hub.version(f"{version.task}@{version.number}")
     if version.new:
         common.words(f"{common.size(record.size)} stored as {common.size(record.stored)} in {options.hub}")
     else:
         common.words(f"already there as {record.reference}; nothing stored")
+    if key is not None:
+        common.words(f"signed by {key.verify_key.id}")
     print(f"{version.task}@{version.number} {version.digest}")
 
 
 def _pull(options: argparse.Namespace) -> None:
     from deltahub.names import parse_reference
-    from deltahub.transfer import pull_file
+    from deltahub.transfer import is_glob, pull_file, pull_files
 
     path = options.output or Path(".")
+    if len(options.task) > 1 or is_glob(options.task[0]):
+        with common.progress("pull") as show:
+            pulled = pull_files(common.open_hub(options), options.task, path, force=options.force, progress=show)
+        common.words(f"{common.count(len(pulled), 'task')} verified")
+        for one in pulled:
+            print(path / f"{one.task}.delta")
+        return
+    [reference] = options.task
     if path.is_dir():
-        path /= f"{parse_reference(options.task)[0]}.delta"
+        path /= f"{parse_reference(reference)[0]}.delta"
     with common.progress("pull") as show:
-        version = pull_file(common.open_hub(options), options.task, path, force=options.force, progress=show)
+        version = pull_file(common.open_hub(options), reference, path, force=options.force, progress=show)
     common.words(f"{version.task}@{version.number} {version.digest[:16]}, verified")
     print(path)
 
@@ -120,10 +147,12 @@ def _versions(options: argparse.Namespace) -> None:
     tags = {number: [] for number in (record.number for record in records)}  # type: dict[int, list[str]]
     for tag, number in hub.tags(options.task).items():
         tags.setdefault(number, []).append(tag)
+    signers = signing.signers(hub, options.task, records)
     rows = [
         {
             "version": record.reference, "pushed": record.pushed, "digest": record.digest, "size": record.size,
             "stored": record.stored, "tags": tags[record.number], "metrics": dict(record.manifest.metrics),
+            "signed_by": [asdict(signer) for signer in signers[record.number]],
         }
         for record in records
     ]  # fmt: skip
@@ -131,11 +160,11 @@ def _versions(options: argparse.Namespace) -> None:
         common.print_json(rows)
         return
     common.print_table(
-        ["version", "pushed", "digest", "size", "stored", "tags", "metrics"],
+        ["version", "pushed", "digest", "size", "stored", "tags", "signed by", "metrics"],
         (
             [
                 row["version"], row["pushed"], str(row["digest"])[:16], row["size"], row["stored"],
-                ", ".join(tags[record.number]),
+                ", ".join(tags[record.number]), ", ".join(map(signing.shown, signers[record.number])),
                 _metrics(record.manifest.metrics),
             ]
             for row, record in zip(rows, records, strict=True)
@@ -170,26 +199,45 @@ def _verify(options: argparse.Namespace) -> None:
 
     hub = common.open_hub(options)
     with common.progress("verify") as show:
-        report = hub.verify(progress=show)
+        report = hub.verify(progress=show, repair=_other_hub(options))
     if options.json:
         common.print_json(asdict(report))
     else:
+        for one in report.repaired:
+            print(common.printable(f"{one.key}: mended: {one.how}"))
         for problem in report.problems:
-            print(
-                f"{problem.key}: {problem.problem}"
-                + (f" (needed by {', '.join(problem.needed_by)})" if problem.needed_by else "")
-            )
+            needed = f" (needed by {', '.join(problem.needed_by)})" if problem.needed_by else ""
+            left = f"; not mended: {problem.unmended}" if problem.unmended else ""
+            print(common.printable(f"{problem.key}: {problem.problem}{needed}{left}"))
         read = [common.count(report.versions, "version"), common.count(report.blobs, "blob"), common.size(report.bytes)]
+        read += [common.count(report.signatures, "signature")] if report.signatures else []
         common.words(f"{', '.join(read)} read; {len(report.problems) or 'nothing'} bad")
+        if report.unchecked:
+            unchecked = common.count(report.unchecked, "signature")
+            common.words(f"{unchecked} not checked: that needs `pip install 'deltahub[sign]'`")
     if report.problems:
         raise IntegrityError(
             f"{options.hub} is damaged in {common.count(len(report.problems), 'place')}",
-            hint="push the named tasks again with --check, or `deltahub sync --check` from a good hub",
+            hint="`deltahub verify --repair URL` fetches good copies from another hub; or push the named tasks again "
+            "with --check",
         )
 
 
+def _other_hub(options: argparse.Namespace) -> Hub | None:
+    from deltahub.errors import UsageError
+    from deltahub.hub import Hub
+
+    if options.repair is None:
+        return None
+    other = Hub.open(options.repair, create=False, pace=common.pace_of(options))
+    if other.store.url == common.open_hub(options).store.url:
+        raise UsageError(f"--repair {options.repair}", expected="another hub than --hub")
+    return other
+
+
 def _gc(options: argparse.Namespace) -> None:
-    report = common.open_hub(options).gc(dry_run=options.dry_run, grace_seconds=options.grace)
+    hub = common.open_hub(options)
+    report = hub.gc(dry_run=options.dry_run, grace_seconds=options.grace)
     if options.json:
         common.print_json(asdict(report))
         return
@@ -200,3 +248,5 @@ def _gc(options: argparse.Namespace) -> None:
         f"{verb} {common.count(len(report.deleted), 'object')}, {common.size(report.bytes)}; "
         f"spared {report.spared} younger than {options.grace:.0f} s (--grace)"
     )
+    if hub.store.url.startswith("hf://") and report.deleted:
+        common.words("the repo's history keeps what was deleted until it is squashed (HfApi().super_squash_history)")

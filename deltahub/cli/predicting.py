@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from deltahub.answers import Answer
 
-_LOCAL = ("base", "revision", "mask", "batch_size", "hub")
+_LOCAL = ("base", "revision", "mask", "batch_size", "hub", "no_cache", "require_signature")
 """Options that mean nothing to a server."""
 
 
@@ -42,6 +42,7 @@ def add(commands: common.Commands) -> None:
     common.base_option(predict, required=False, purpose="the base that the task was made from")
     common.mask_option(predict)
     predict.add_argument("--batch-size", type=int, default=32, metavar="N", help="texts per pass (default: 32)")
+    common.signature_option(predict)
     common.hub_option(predict)
     common.json_option(predict)
 

@@ -1,4 +1,4 @@
-"""`deltahub report`: what a hub saves."""
+"""`deltahub report` and `deltahub card`: what a hub saves, and a page about it."""
 
 from __future__ import annotations
 
@@ -23,6 +23,16 @@ def add(commands: common.Commands) -> None:
     common.json_option(report)
     report.add_argument("--html", metavar="FILE", type=Path, help="also write the report as one HTML page")
 
+    card = common.command(
+        commands, "card", _card, "write a page about the hub: tasks, metrics, savings, how to use them",
+        "A hub at hf:// keeps its own page up to date with every push.",
+    )  # fmt: skip
+    common.hub_option(card)
+    card.add_argument(
+        "-o", "--output", metavar="FILE", type=Path,
+        help="Markdown file; of one that is there, all outside of deltahub's marks stays (default: print it)",
+    )  # fmt: skip
+
 
 def _report(options: argparse.Namespace) -> None:
     from deltahub.files import write_atomic
@@ -37,6 +47,21 @@ def _report(options: argparse.Namespace) -> None:
         common.print_json(asdict(found))
     else:
         _print(found)
+
+
+def _card(options: argparse.Namespace) -> None:
+    from deltahub.card import text
+    from deltahub.files import store_errors, write_atomic
+
+    hub = common.open_hub(options)
+    if options.output is None:
+        print(text(hub), end="")
+        return
+    with store_errors(options.output):
+        there = options.output.exists()
+        old = options.output.read_bytes().decode(errors="surrogateescape") if there else ""
+    write_atomic(options.output, [text(hub, old).encode(errors="surrogateescape")])
+    print(options.output)
 
 
 def _print(found: Report) -> None:

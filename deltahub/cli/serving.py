@@ -38,6 +38,10 @@ def _what(group: argparse._ArgumentGroup) -> None:
         "--split", dest="splits", metavar="TASK@N=SHARE,...",
         help="shares of a task's versions for requests that name none: sst2@3=0.9,sst2@4=0.1",
     )  # fmt: skip
+    group.add_argument(
+        "--require-signature", metavar="KEY", action="append",
+        help="serve only versions that this public key, or one of a file of them, has signed; may be repeated",
+    )  # fmt: skip
     group.add_argument("--prefetch", metavar="TASK", nargs="+", action="extend", help="load before the first request")
     group.add_argument("--pin", dest="pinned", metavar="TASK", nargs="+", action="extend", help="load and keep")
 

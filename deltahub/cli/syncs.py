@@ -10,6 +10,7 @@ from deltahub.cli import common
 
 if TYPE_CHECKING:
     from deltahub.hub import Hub
+    from deltahub.stores.paced import Pace
     from deltahub.syncing import SyncReport
 
 
@@ -32,6 +33,8 @@ def add(commands: common.Commands) -> None:
         "--check", action="store_true", help="also read what looks alike in both, and heal what is damaged in TO"
     )
     made.add_argument("--dry-run", action="store_true", help="only say what would be copied")
+    common.cache_option(made)
+    common.pace_options(made)
     common.json_option(made)
 
 
@@ -40,10 +43,11 @@ def _sync(options: argparse.Namespace) -> None:
     from deltahub.hub import Hub
     from deltahub.syncing import sync
 
-    source = Hub.open(options.source, create=False)
+    cache, pace = common.cache_of(options), common.pace_of(options)
+    source = Hub.open(options.source, create=False, cache=cache, pace=pace)
     with common.progress("sync") as show:
         report = sync(
-            source, _target(options), options.task, newest=options.newest, tags=not options.no_tags,
+            source, _target(options, pace), options.task, newest=options.newest, tags=not options.no_tags,
             check=options.check, dry_run=options.dry_run, progress=show,
         )  # fmt: skip
     _show(report, options)
@@ -54,14 +58,14 @@ def _sync(options: argparse.Namespace) -> None:
         )
 
 
-def _target(options: argparse.Namespace) -> Hub:
+def _target(options: argparse.Namespace, pace: Pace | None) -> Hub:
     """In a dry run nothing is made: a hub that is not there yet is as one that has nothing."""
     from deltahub.errors import NotFoundError
     from deltahub.hub import Hub
     from deltahub.stores import MemoryStore
 
     try:
-        return Hub.open(options.target, create=not options.dry_run)
+        return Hub.open(options.target, create=not options.dry_run, pace=pace)
     except NotFoundError:
         return Hub(MemoryStore("nothing"))
 
@@ -77,6 +81,10 @@ def _show(report: SyncReport, options: argparse.Namespace) -> None:
             print(f"{copy.source} {copy.digest}{told}")
         for tag in report.tags:
             print(tag)
+        for signature in report.signatures:
+            print(signature)
+    for reference in report.unsigned:
+        common.words(f"{reference} has signatures that stay behind: they do not hold for its number or record there")
     for reference in report.removed:
         common.words(f"{reference} was removed in {options.target}, and stays so")
     verb = "would be copied" if options.dry_run else "copied"

@@ -24,10 +24,12 @@ def add(commands: common.Commands) -> None:
     common.revision_option(materialize)
     common.mask_option(materialize)
     materialize.add_argument("-o", "--output", metavar="DIR", type=Path, required=True, help="a new folder")
+    common.signature_option(materialize)
     common.hub_option(materialize)
 
     inspect = common.command(commands, "inspect", _inspect, "print what a delta holds")
     inspect.add_argument("task", metavar="TASK|FILE", help="a task of the hub or a .delta file")
+    common.signature_option(inspect)
     common.hub_option(inspect)
     common.json_option(inspect)
 
@@ -39,6 +41,7 @@ def add(commands: common.Commands) -> None:
     common.base_option(diff, purpose="the base of both; changes are measured from it")
     common.mask_option(diff)
     diff.add_argument("--top", type=int, default=12, help="tensors to print (default: 12)")
+    common.signature_option(diff)
     common.hub_option(diff)
     common.json_option(diff)
 
@@ -49,6 +52,7 @@ def add(commands: common.Commands) -> None:
     merge.add_argument("--task", help="name of the result (default: the names joined)")
     merge.add_argument("--head", metavar="TASK", help="keep this task's head (default: average equal heads)")
     common.output_option(merge, "the .delta file")
+    common.signature_option(merge)
     common.hub_option(merge)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import zstandard
 
+from deltahub import memory
 from deltahub.digest import BytesLike
 from deltahub.errors import CodecError
 from deltahub.manifest import Plain
@@ -63,6 +64,7 @@ def inflate(frame: Bytes, size: int) -> Bytes:
         CodecError: anything but one whole frame of that size, or a frame that wants more memory than its content.
     """
     check_frame(frame, size)
+    memory.check(size, "an encoded blob")
     try:
         data = zstandard.ZstdDecompressor().decompress(frame.data, max_output_size=size, allow_extra_data=False)
     except zstandard.ZstdError as error:
@@ -97,13 +99,16 @@ def pack(planes: Sequence[Bytes]) -> tuple[list[Plain], bytes]:
     return [len(part) for part in parts], b"".join(parts)
 
 
-def unpack(stored: Bytes, lengths: Sequence[int], sizes: Sequence[int]) -> list[Bytes]:
+def unpack(stored: Bytes, lengths: Sequence[int], sizes: Sequence[int], beside: int) -> list[Bytes]:
     """Planes of the given ``sizes``, stored in ``lengths`` bytes each; raw ones are views of ``stored``.
 
     Every header is checked before the first plane takes memory.
 
+    Args:
+        beside: bytes that the caller will take for what it makes of the planes.
+
     Raises:
-        CodecError: lengths that do not fit ``stored`` or ``sizes``, or a damaged frame.
+        CodecError: lengths that do not fit ``stored`` or ``sizes``, a damaged frame, or more than there is memory.
     """
     if sum(lengths) != stored.size:
         raise CodecError("encoded bytes of the wrong length", expected=sum(lengths), got=stored.size)
@@ -113,6 +118,7 @@ def unpack(stored: Bytes, lengths: Sequence[int], sizes: Sequence[int]) -> list[
             raise CodecError("a plane is longer than what it holds", expected=f"at most {size} bytes", got=part.size)
         if part.size < size:
             check_frame(part, size)
+    memory.check(sum(sizes) + beside, "an encoded blob")
     return [part if part.size == size else inflate(part, size) for part, size in zip(parts, sizes, strict=True)]
 
 

@@ -51,7 +51,7 @@ def decode_index(config: Mapping[str, Plain], stored: Source, k: int, n: int) ->
     if type(k) is not int or type(n) is not int or not 0 <= k <= n < _MAX_SIZE:
         raise CodecError("number of positions", expected="0 <= k <= n < 2^62", got=f"k = {k}, n = {n}")
     sizes = [-(-k // 8)] * shift + [k] * width
-    planes = unpack(flat(stored), plane_lengths(config, shift + width), sizes)
+    planes = unpack(flat(stored), plane_lengths(config, shift + width), sizes, 8 * k)
     positions = np.empty(k, np.int64)
     last = -1
     for start in range(0, k, _CHUNK):

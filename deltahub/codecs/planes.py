@@ -51,7 +51,7 @@ def decode(config: Mapping[str, Plain], stored: Bytes, size: int) -> Bytes:
     if itemsize not in _UINT:
         raise CodecError("itemsize of an encoded blob", expected="2 or 4", got=itemsize)
     count = items(size, itemsize)
-    planes = unpack(stored, plane_lengths(config, itemsize), [count] * itemsize)
+    planes = unpack(stored, plane_lengths(config, itemsize), [count] * itemsize, size)
     words: npt.NDArray[Any] = np.empty(count, _UINT[itemsize])
     scratch = np.empty(min(count, _CHUNK), words.dtype)
     for start in range(0, count, _CHUNK):

@@ -159,7 +159,7 @@ def decode(config: Mapping[str, Plain], stored: Bytes, size: int) -> Bytes:
     count = items(size, ITEMSIZE[dtype])
     parts = _parts(config["parts"], count) if "parts" in config else ()
     groups = sum(-(-part // group) for part in parts or [count])
-    low, high, last = unpack(stored, plane_lengths(config, 3), [groups, groups, count])
+    low, high, last = unpack(stored, plane_lengths(config, 3), [groups, groups, count], 4 * count + size)
     scales = (high.astype(np.uint16) << np.uint16(8)) | low
     if ((scales >= _BF16_INFINITY) | ((scales < _BF16_NORMAL) & (scales != 0))).any():
         raise CodecError("scales of quantised values", expected="0 or positive normal bf16 numbers")

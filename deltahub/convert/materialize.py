@@ -14,7 +14,7 @@ from typing import Any
 from deltahub import tensorfile
 from deltahub.checkpoint import Base, Progress
 from deltahub.delta import Delta
-from deltahub.errors import UsageError
+from deltahub.errors import CheckpointError, UsageError
 from deltahub.files import store_errors, sync_folder, write_atomic
 from deltahub.fit import adapted, check_fit
 from deltahub.mask import Mask
@@ -50,6 +50,7 @@ def materialize(
     Raises:
         UsageError: ``out`` has files.
         MismatchError: base, mask and delta do not belong together.
+        CheckpointError: the base has a link that leads out of its folder.
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -115,8 +116,17 @@ class _Patch:
 
 
 def _copy_companions(base: Base, out: Path) -> None:
+    """Never what a link out of the checkpoint leads to: it may be a secret, and the result is made to be published."""
+    home = base.path.resolve()
+    if home.parent.name == "snapshots":  # of the Hugging Face cache, whose links lead to its blobs
+        home = home.parents[1]
     for path in sorted(base.path.iterdir()):
         if path.is_file() and any(fnmatchcase(path.name, pattern) for pattern in _COMPANIONS):
+            if not path.resolve().is_relative_to(home):
+                raise CheckpointError(
+                    f"{path} is a link out of its folder", expected="a file of the checkpoint",
+                    hint="put a copy of the file there if it belongs to it",
+                )  # fmt: skip
             shutil.copyfile(path, out / path.name)
 
 

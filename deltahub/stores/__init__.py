@@ -16,13 +16,13 @@ from deltahub.stores.secrecy import masked
 __all__ = ["Entry", "LocalStore", "MemoryStore", "Store", "open_store"]
 
 SUPPORTED = (
-    "a folder (/data/hub, ./hub), file:///data/hub, s3://bucket/prefix, another URL that fsspec knows "
+    "a folder (/data/hub, ./hub), file:///data/hub, s3://bucket/prefix, hf://org/repo, another URL that fsspec knows "
     "(gs://, az://, sftp://) or memory://name"
 )
 
 _NO_PLACES = {
     "asynclocal", "async_wrapper", "asyncwrapper", "blockcache", "cached", "data", "dir", "filecache", "generic",
-    "gist", "hf", "http", "https", "libarchive", "reference", "simplecache", "tar", "zip",
+    "gist", "http", "https", "libarchive", "reference", "simplecache", "tar", "zip",
 }  # fmt: skip
 """What fsspec takes for file systems and is none that a hub could be found in."""
 _memory: dict[str, MemoryStore] = {}  # memory://name must mean one store in the whole process
@@ -54,6 +54,10 @@ def open_store(url: str | Path) -> Store:
         with _memory_lock:
             return _memory.setdefault(rest, MemoryStore(rest))
     _refuse_secrets(url, rest)
+    if scheme == "hf":
+        from deltahub.stores.hf import opened
+
+        return opened(url, rest)
     return _open_s3(url, rest) if scheme in ("s3", "s3a") else _open_fsspec(url, scheme, rest)
 
 

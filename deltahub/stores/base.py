@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Protocol
+from itertools import count
+from typing import Protocol, Self, TypeVar
 
 from deltahub.digest import BytesLike
-from deltahub.errors import UsageError
+from deltahub.errors import ConflictError, UsageError
 
+LONGEST_KEY = 900
+"""Characters; S3 takes 1024 bytes with the prefix, and a disk 4096 with the path."""
+AT_ONCE = 8
+"""Requests under way at a remote store, where nothing else is asked for."""
+_MOST_ATTEMPTS = 12
+_FIRST_WAIT, _LONGEST_WAIT = 0.1, 5.0
 _KEY = re.compile(r"(?!\.\.?(?:/|$))[A-Za-z0-9._-]+(?:/(?!\.\.?(?:/|$))[A-Za-z0-9._-]+)*")
+
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -51,8 +65,29 @@ class Store(Protocol):
     def remote(self) -> bool:
         """Whether bytes come over a network.
 
-        What is there already is then compared by `stat` alone, where a local object is read and compared byte by byte;
-        and several requests are made at once.
+        What is there already is then compared by `stat` alone, where a local object is read and compared byte by byte.
+        """
+        ...
+
+    @property
+    def at_once(self) -> int:
+        """How many requests should be under way at once: 1 on this machine, where none is waited for."""
+        ...
+
+    @property
+    def page(self) -> str | None:
+        """Key of the page about the hub that the place shows to people; None where it shows none."""
+        ...
+
+    def transaction(self) -> AbstractContextManager[Store]:
+        """A store of the same objects, whose writes become visible all together when the ``with`` ends.
+
+        Where the place can do that, reads in it see one state of the place and what was written in it, and an
+        exception leaves nothing behind; elsewhere it is this store itself. One in another joins it. `transacted` runs
+        a whole operation in one.
+
+        Raises:
+            ConflictError: at the end, another wrote there meanwhile; nothing was.
         """
         ...
 
@@ -89,9 +124,42 @@ class Store(Protocol):
         ...
 
 
+class WriteByWrite:
+    """What a store is that makes every write visible by itself, and that shows people no page."""
+
+    page: str | None = None
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[Self]:
+        yield self
+
+
+def transacted(store: Store, work: Callable[[Store], Result]) -> Result:
+    """What ``work`` gives, done in one transaction of ``store``, and again from its start where another was first.
+
+    Raises:
+        ConflictError: others were first a dozen times.
+    """
+    for attempt in count(1):
+        try:
+            with store.transaction() as inside:
+                return work(inside)
+        except ConflictError:
+            if attempt == _MOST_ATTEMPTS:
+                raise
+        wait = min(_FIRST_WAIT * 2 ** (attempt - 1), _LONGEST_WAIT)
+        time.sleep(wait * random.uniform(0.2, 1))  # noqa: S311 - spreads writers, hides nothing
+    raise AssertionError("the loop has no end")
+
+
+def is_key(text: str) -> bool:
+    """Whether ``text`` is names of ``A-Z a-z 0-9 . _ -`` joined by ``/``; a store lists nothing else."""
+    return len(text) <= LONGEST_KEY and _KEY.fullmatch(text) is not None
+
+
 def check_key(key: str) -> str:
-    """Returns ``key``; raises UsageError unless it is names of ``A-Z a-z 0-9 . _ -`` joined by ``/``."""
-    if not _KEY.fullmatch(key) or len(key) > 900:
+    """Returns ``key``; raises UsageError unless it `is_key`."""
+    if not is_key(key):
         raise UsageError(f"key {key[:100]!a}", expected="names of A-Z a-z 0-9 . _ - joined by /")
     return key
 

@@ -13,7 +13,7 @@ from fsspec.dircache import DirCache
 
 from deltahub.digest import BytesLike
 from deltahub.errors import DeltahubError, NotFoundError, StoreError
-from deltahub.stores.base import Entry, check_folder, check_key
+from deltahub.stores.base import AT_ONCE, Entry, WriteByWrite, check_folder, check_key, is_key
 from deltahub.stores.creation import Creation, HardLink, PutIfAbsent, StrictRename, is_folder, is_temporary
 from deltahub.stores.secrecy import masked
 
@@ -28,7 +28,7 @@ _Infos: TypeAlias = list[dict[str, Any]]
 _locks: dict[type, threading.RLock] = {}
 
 
-class FsspecStore:
+class FsspecStore(WriteByWrite):
     """A key is a path below ``root`` in the file system that ``connect`` gives. Nothing is asked before the first use.
 
     Retries, timeouts and credentials are those of the file system, which fsspec's own configuration sets. Where that
@@ -42,6 +42,7 @@ class FsspecStore:
     """
 
     remote = True
+    at_once = AT_ONCE
 
     def __init__(self, url: str, connect: Callable[[], Any], root: str, creation: Creation | None) -> None:
         self._url, self._connect, self._root, self._creation = url, connect, root.rstrip("/"), creation
@@ -116,8 +117,9 @@ class FsspecStore:
         base = f"{self._root}/"
         for info in self._files(f"{base}{prefix}".rstrip("/")):
             name = str(info["name"])
-            if name.startswith(base + prefix) and wanted(name.rpartition("/")[2]):
-                yield Entry(name.removeprefix(base), info["size"], self._modified(info))
+            key = name.removeprefix(base)
+            if name.startswith(base + prefix) and wanted(name.rpartition("/")[2]) and is_key(key):
+                yield Entry(key, info["size"], self._modified(info))
 
     def _files(self, path: str) -> Iterator[dict[str, Any]]:
         if self._creation is not None and not self._creation.folders:
@@ -168,7 +170,7 @@ class FsspecStore:
                 yield system
             except (DeltahubError, FileNotFoundError, NotADirectoryError):
                 raise
-            except Exception as error:
+            except Exception as error:  # every file system fails with types of its own
                 self._forget(error)
                 raise StoreError(
                     f"cannot use {self._url}/{key} ({type(error).__name__}: {masked(str(error))[:300]})".strip(),

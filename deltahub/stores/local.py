@@ -12,10 +12,10 @@ from pathlib import Path
 from deltahub.digest import BytesLike
 from deltahub.errors import NotFoundError, StoreError
 from deltahub.files import store_errors, sync_folder, write_atomic
-from deltahub.stores.base import Entry, check_folder, check_key
+from deltahub.stores.base import LONGEST_KEY, Entry, WriteByWrite, check_folder, check_key, is_key
 
 
-class LocalStore:
+class LocalStore(WriteByWrite):
     """A key is a path below ``root``. Nothing is created before the first write.
 
     ``root`` may be a symbolic link. Links below it are no objects: they are never listed nor read, and no write passes
@@ -23,6 +23,7 @@ class LocalStore:
     """
 
     remote = False
+    at_once = 1
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -51,7 +52,7 @@ class LocalStore:
             raise NotFoundError(f"{self.root} has no {key}")
         with store_errors(path):
             try:
-                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
             except FileNotFoundError:
                 raise NotFoundError(f"{self.root} has no {key}") from None
             try:
@@ -128,6 +129,9 @@ def _is_temporary(name: str) -> bool:
 
 
 def _walk(folder: Path, prefix: str, wanted: Callable[[str], bool]) -> Iterator[Entry]:
+    """Passes over names that no key can have: other programs', which nothing here could read or delete."""
+    if len(prefix) > LONGEST_KEY:
+        return
     with store_errors(folder):
         try:
             with os.scandir(folder) as opened:
@@ -137,7 +141,7 @@ def _walk(folder: Path, prefix: str, wanted: Callable[[str], bool]) -> Iterator[
     for entry in entries:
         if entry.is_dir(follow_symlinks=False):
             yield from _walk(folder / entry.name, f"{prefix}{entry.name}/", wanted)
-        elif wanted(entry.name) and entry.is_file(follow_symlinks=False):
+        elif wanted(entry.name) and is_key(prefix + entry.name) and entry.is_file(follow_symlinks=False):
             try:
                 found = entry.stat(follow_symlinks=False)
             except FileNotFoundError:

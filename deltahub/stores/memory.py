@@ -8,13 +8,14 @@ from collections.abc import Iterator
 
 from deltahub.digest import BytesLike
 from deltahub.errors import NotFoundError
-from deltahub.stores.base import Entry, check_folder, check_key
+from deltahub.stores.base import Entry, WriteByWrite, check_folder, check_key
 
 
-class MemoryStore:
+class MemoryStore(WriteByWrite):
     """Lives as long as the object does; `stores.open_store` keeps the named ones until the process ends."""
 
     remote = False
+    at_once = 1
 
     def __init__(self, name: str = "unnamed") -> None:
         self._name = name

@@ -19,8 +19,8 @@ from fsspec.asyn import sync
 from deltahub.digest import BytesLike
 from deltahub.errors import NotFoundError, StoreError, UsageError
 from deltahub.stores import s3_client
-from deltahub.stores.base import Entry, check_folder, check_key
-from deltahub.stores.s3_client import ConflictError, Patience
+from deltahub.stores.base import AT_ONCE, Entry, WriteByWrite, check_folder, check_key, is_key
+from deltahub.stores.s3_client import ConditionError, Patience
 from deltahub.stores.s3_reading import Reading
 
 _MULTIPART = 64 << 20
@@ -36,7 +36,7 @@ Result = TypeVar("Result")
 Request = Callable[[Any], Awaitable[Result]]
 
 
-class S3Store:
+class S3Store(WriteByWrite):
     """A key is an object below ``prefix`` in ``bucket``. Nothing is asked before the first use.
 
     Passing failures (a busy server, a line that breaks, also in the middle of a body) are tried again with growing
@@ -47,6 +47,7 @@ class S3Store:
     """
 
     remote = True
+    at_once = AT_ONCE
 
     def __init__(self, bucket: str, prefix: str = "", patience: Patience | None = None) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}", bucket):
@@ -131,8 +132,9 @@ class S3Store:
         while True:
             page = self._call(folder, lambda client: client.list_objects_v2(**options))
             for found in page.get("Contents", []):
-                if not found["Key"].endswith("/"):  # what some programs show as a folder
-                    key = found["Key"].removeprefix(self.prefix)
+                key = found["Key"].removeprefix(self.prefix)
+                # What some programs show as a folder is no key, and a server may list what it was not asked for.
+                if found["Key"].startswith(options["Prefix"]) and is_key(key):
                     yield Entry(key, found["Size"], _seconds(found["LastModified"]), _md5(found))
             following = page.get("NextContinuationToken")
             if not page.get("IsTruncated"):
@@ -153,7 +155,7 @@ class S3Store:
         options = {**self._object(key), "Body": body, "IfNoneMatch": "*", "Metadata": {"writer": writer}}
         try:
             self._call(key, lambda client: client.put_object(**options))
-        except ConflictError:
+        except ConditionError:
             return self._writer(key) == writer
         return True
 
@@ -243,7 +245,7 @@ class S3Store:
         """Runs ``request`` until it succeeds, fails for good, or has failed too often without moving bytes.
 
         Raises:
-            NotFoundError, ConflictError, StoreError: in the words of `s3_client.translated`.
+            NotFoundError, ConditionError, StoreError: in the words of `s3_client.translated`.
         """
         what = f"{self.url}/{key}".rstrip("/")
         failures, before = 0, moved()
@@ -252,7 +254,7 @@ class S3Store:
                 system = self._connected()
                 result: Result = sync(system.loop, request, system.s3)
                 return result
-            except Exception as error:
+            except Exception as error:  # `is_failure` knows which of them are the place's, and passes on all others
                 if not s3_client.is_failure(error):
                     raise
                 failures, before = (1 if moved() > before else failures + 1), moved()

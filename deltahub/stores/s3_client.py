@@ -48,7 +48,7 @@ class Patience:
     read: float = 60.0
 
 
-class ConflictError(StoreError):
+class ConditionError(StoreError):
     """A condition of the request does not hold: the object is there, or is another by now."""
 
 
@@ -156,7 +156,7 @@ def _refusal(error: ClientError, bucket: str, what: str) -> StoreError | NotFoun
     if number == 404:
         return NotFoundError(f"there is no {what}")
     if number == 412:
-        return ConflictError(f"{what} is there, or has changed ({said})")
+        return ConditionError(f"{what} is there, or has changed ({said})")
     if number in (401, 403):
         return StoreError(
             f"access to {what} is denied ({said})",

@@ -73,20 +73,21 @@ def build(args: dict[str, Any]) -> serve.Application:
         graceful_shutdown_timeout_s=chosen.config.live.timeout + _DRAIN,
         graceful_shutdown_wait_loop_s=0.2,
         **common,
-    )(serve.ingress()(Gateway)).bind(chosen.config.model_dump(mode="json"), model)
+    )(serve.ingress()(Gateway)).bind(chosen.config.model_dump(mode="json"), model, chosen.replicas)
     return gateway
 
 
 class Gateway:
-    """Takes requests, and has no model. ``config`` is a `config.Config` as JSON."""
+    """Takes requests for so many replicas of ``model``; has none itself. ``config`` is a `config.Config` as JSON."""
 
-    def __init__(self, config: dict[str, Any], model: DeploymentHandle[Any]) -> None:
+    def __init__(self, config: dict[str, Any], model: DeploymentHandle[Any], replicas: int) -> None:
         self._config = Config.model_validate(config)
+        self._replicas = replicas
         self._door = Door()
         self._backend = RemoteBackend(lambda: model, self._door)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return _web(self._backend, self._config, self._door)
+        return _web(self._backend, self._config, self._door, self._replicas)
 
     async def drain(self) -> int:
         """Lets no more questions in; how many are still to be answered."""
@@ -108,9 +109,9 @@ class Model:
         self._worker = Worker(_with_threads(self._plan.config), self._replica, stuck_after=self._plan.stuck_after)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        config = self._plan.config
+        plan = self._plan
         own = functools.partial(serve.get_deployment_handle, *self._place)
-        return _web(FleetBackend(self._worker, own, self._door), config, self._door)
+        return _web(FleetBackend(self._worker, own, self._door), plan.config, self._door, plan.replicas)
 
     async def call(self, method: str, *arguments: Any) -> Any:
         """A method of `questions.Backend`; a refusal comes back as `backends.Declined`."""
@@ -161,10 +162,10 @@ class _RayManners:
             await self.app(scope, receive, pass_on)
 
 
-def _web(backend: Backend, config: Config, door: Door) -> FastAPI:
+def _web(backend: Backend, config: Config, door: Door, replicas: int) -> FastAPI:
     from deltahub_serve.web import application
 
-    made = application(backend, config)
+    made = application(backend, config, wanted=replicas)
     made.add_middleware(_RayManners, door=door)
     return made
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
+from deltahub import VerifyKey
 from deltahub.errors import UsageError
 from deltahub_serve.config import Config, Count, Live, Seconds, hashed_keys, key_file
 
@@ -74,7 +75,10 @@ def plan(arguments: Mapping[str, Any], environment: Mapping[str, str] | None = N
     for name in ("hub", "base"):
         if not given.get(name):
             raise UsageError(f"no {name}", hint=f"give {name}=..." + (" or set DELTAHUB_HUB" * (name == "hub")))
+    given["require_signature"] = _public_keys(given.get("require_signature"))
     given |= {name: _absolute(str(given[name])) for name in ("hub", "base", "mask") if given.get(name)}
+    if given.get("hub_cache"):
+        given["hub_cache"] = str(Path(str(given["hub_cache"])).absolute())
     config = {name: _typed(Config, name, given.pop(name)) for name in Config.model_fields if name in given}
     config["live"] = checked(Live, {name: _typed(Live, name, value) for name, value in live.items()})
     if given.get("gateways") is None:
@@ -138,6 +142,20 @@ def _keys(given: dict[str, Any], name: str, variable: str) -> tuple[str, ...]:
     if path:
         return (*_typed(Config, name, told), *key_file(Path(path)))
     return tuple(_typed(Config, name, told)) or hashed_keys(variable)
+
+
+def _public_keys(told: Any) -> tuple[str, ...]:
+    """Public keys themselves, from keys and files of them.
+
+    Raises:
+        UsageError: one that is none, a file that cannot be read, or an empty text: it would mean that anything goes.
+    """
+    if told is None:
+        return ()
+    sources = _typed(Config, "require_signature", told)
+    if isinstance(told, str) and not sources:
+        raise UsageError("require_signature", expected="a public key or a file of them", got="nothing")
+    return tuple(key.text for source in sources for key in VerifyKey.read(source))
 
 
 def _absolute(place: str) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from prometheus_client.metrics_core import Metric
 from ray.exceptions import ObjectLostError, RayActorError, TaskCancelledError, WorkerCrashedError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
@@ -20,8 +21,10 @@ _GONE = (RayActorError, WorkerCrashedError, ObjectLostError, ReplicaUnavailableE
 """What a call ends with when the replica that had it is no more."""
 _PAUSE = 0.05
 _LONGEST = 3600.0
-_EVERYONE = 30.0
-"""Seconds that all replicas have to answer what is asked of all of them."""
+_QUICK, _EVERYONE = 5.0, 40.0
+"""Seconds that replicas have to answer what is asked of all: how they are, and what may wait for the hub in each."""
+UNNAMED = "(unnamed)"
+"""Stands for replicas that do not answer and have never said who they are."""
 _UNKNOWN = 3.0
 """Seconds until a handle that knows no replica is believed."""
 
@@ -88,6 +91,7 @@ class RemoteBackend:
         self._longest = longest
         self._made: DeploymentHandle[Any] | None = None
         self._door = door
+        self._latest: dict[str, State] = {}
 
     @property
     def _handle(self) -> DeploymentHandle[Any]:
@@ -110,22 +114,29 @@ class RemoteBackend:
 
     async def states(self) -> list[State]:
         self._door.check()
-        return [state for states in await self._all("states") for state in states]
+        answers, missing = await self._all("states", within=_QUICK)
+        found = {state.replica: state for states in answers for state in states}
+        silent = f"no answer within {_QUICK:g} s"
+        self._latest = found | {
+            name: replace(self._latest[name], broken=silent) for name in missing if name in self._latest
+        }
+        return list(self._latest.values())
 
-    async def metrics(self) -> dict[str, str]:
-        return _joined(await self._all("metrics"))
+    async def metrics(self) -> dict[str, list[Metric]]:
+        answers, _ = await self._all("metrics", within=_QUICK)
+        return _joined(answers)
 
-    async def refresh(self, names: tuple[str, ...] | None = None) -> dict[str, list[str]]:
-        return _joined(await self._all("refresh", names))
+    async def refresh(self, names: tuple[str, ...] | None = None) -> dict[str, list[str] | None]:
+        return await self._by_replica("refresh", names)
 
-    async def pin(self, name: str) -> dict[str, str]:
-        return _joined(await self._all("pin", name))
+    async def pin(self, name: str) -> dict[str, str | None]:
+        return await self._by_replica("pin", name)
 
-    async def unpin(self, name: str) -> dict[str, bool]:
-        return _joined(await self._all("unpin", name))
+    async def unpin(self, name: str) -> dict[str, bool | None]:
+        return await self._by_replica("unpin", name)
 
-    async def evict(self, task: str | None = None) -> dict[str, int]:
-        return _joined(await self._all("evict", task))
+    async def evict(self, task: str | None = None) -> dict[str, int | None]:
+        return await self._by_replica("evict", task)
 
     async def _one(self, name: str, method: str, *arguments: Any) -> Any:
         """From the first replica that can answer, within the question's timeout."""
@@ -164,32 +175,56 @@ class RemoteBackend:
         except DeploymentUnavailableError as error:
             raise Refused(Refusal("unavailable", error.message, refusals.SOON)) from error
 
-    async def _all(self, method: str, *arguments: Any) -> list[Any]:
-        """From every replica that lives."""
+    async def _by_replica(self, method: str, *arguments: Any) -> dict[str, Any]:
+        answers, missing = await self._all(method, *arguments, within=_EVERYONE)
+        return _joined(answers) | dict.fromkeys(missing)
+
+    async def _all(self, method: str, *arguments: Any, within: float) -> tuple[list[Any], list[str]]:
+        """What every replica that lives answers within so many seconds, and the names of those that do not."""
+        calls = await self._calls(method, arguments, within)
+        if calls:
+            await asyncio.wait(calls, timeout=within)
+        answers, late, silent = [], [], 0
+        for call in calls:
+            if not call.done():
+                call.cancel()
+                silent += 1
+            elif (error := call.exception()) is None:
+                answers.append(call.result())
+            elif not isinstance(error, _GONE):
+                raise error
+        for answer in [answer for answer in answers if isinstance(answer, Declined)]:
+            if answer.refusal.reason != "timeout":
+                raise Refused(answer.refusal)
+            answers.remove(answer)
+            late.append(answer.replica)
+        if not answers and (late or silent):
+            raise refusals.late(within)
+        if not answers:
+            raise Refused(Refusal("unavailable", "no replica is running; ask again", refusals.SOON))
+        return answers, late + self._silent({name for answer in answers for name in _names(answer)} | set(late), silent)
+
+    async def _calls(self, method: str, arguments: tuple[Any, ...], within: float) -> list[asyncio.Future[Any]]:
+        """One to each replica that the handle knows."""
         clock = asyncio.get_running_loop().time
         end = clock() + _UNKNOWN
         while True:
             try:
-                found = await self._handle.broadcast("call", method, *arguments).results_async(
-                    timeout_s=_EVERYONE, return_exceptions=True
-                )
-                break
+                response = self._handle.broadcast("call", method, *arguments)
+                async with asyncio.timeout(within):
+                    each = await response._fetch_replica_results_async()  # what is public gives all answers or none
+                return [asyncio.ensure_future(_answer(result)) for result in each]
             except DeploymentUnavailableError:  # a new handle does not know the replicas yet
                 if clock() > end:
-                    found = []
-                    break
+                    return []
                 await asyncio.sleep(_PAUSE)
             except TimeoutError:
-                raise refusals.late(_EVERYONE) from None
-        answers = [answer for answer in found if not isinstance(answer, _GONE)]
-        if not answers:
-            raise Refused(Refusal("unavailable", "no replica is running; ask again", refusals.SOON))
-        for answer in answers:
-            if isinstance(answer, Declined):
-                raise Refused(answer.refusal)
-            if isinstance(answer, BaseException):
-                raise answer
-        return answers
+                raise refusals.late(within) from None
+
+    def _silent(self, heard: set[str], number: int) -> list[str]:
+        """Who they may be: Ray does not say which replica gave no answer, so those that have told their state."""
+        known = [name for name in self._latest if name not in heard][:number]
+        return known if len(known) == number else [*known, UNNAMED]
 
 
 class FleetBackend(RemoteBackend):
@@ -214,3 +249,11 @@ class FleetBackend(RemoteBackend):
 
 def _joined(answers: list[dict[str, V]]) -> dict[str, V]:
     return {replica: found for answer in answers for replica, found in answer.items()}
+
+
+async def _answer(result: Any) -> Any:
+    return await result.get_async()
+
+
+def _names(answer: Any) -> list[str]:
+    return [state.replica for state in answer] if isinstance(answer, list) else list(answer)

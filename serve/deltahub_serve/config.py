@@ -8,8 +8,12 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from deltahub import DeltahubError, VerifyKey
 from deltahub.errors import UsageError
+from deltahub_serve.scheduler import Limits
+from deltahub_serve.settings import LibrarySettings
 
+_LIMITS, _LIBRARY = Limits(), LibrarySettings()
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Share = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -35,14 +39,14 @@ class Live(_Checked):
         pinned: tasks that are loaded at once and stay.
     """
 
-    refresh: Seconds = 10.0
-    remember: Seconds = 2.0
-    cache_bytes: Annotated[int, Field(ge=0)] = 1 << 30
-    batch_rows: Count = 32
-    batch_tokens: Count = 4096
-    patience: Seconds = 0.05
-    queued: Count = 4096
-    queued_per_task: Count = 2048
+    refresh: Seconds = _LIBRARY.refresh
+    remember: Seconds = _LIBRARY.remember
+    cache_bytes: Annotated[int, Field(ge=0)] = _LIBRARY.budget
+    batch_rows: Count = _LIMITS.batch_rows
+    batch_tokens: Count = _LIMITS.batch_tokens
+    patience: Seconds = _LIMITS.patience
+    queued: Count = _LIMITS.queued
+    queued_per_task: Count = _LIMITS.queued_per_task
     timeout: Seconds = 30.0
     splits: dict[str, dict[Annotated[int, Field(ge=1)], Share]] = {}
     pinned: tuple[str, ...] = ()
@@ -58,12 +62,22 @@ class Live(_Checked):
                 )
         return splits
 
+    @property
+    def limits(self) -> Limits:
+        return Limits(self.batch_rows, self.batch_tokens, self.patience, self.queued, self.queued_per_task)
+
+    @property
+    def library(self) -> LibrarySettings:
+        return LibrarySettings(self.cache_bytes, self.refresh, self.remember, splits=self.splits)
+
 
 class Config(_Checked):
     """What a server is started with.
 
     Attributes:
         hub, base, revision: where the tasks and the base are.
+        hub_cache: folder for copies of what a remote hub gave, which the replicas of a machine share; none where None.
+        hub_cache_bytes: most bytes there.
         base_name: what clients call the base; its id where None.
         mask: file or digest of the mask; needed only where the hub has several of this base.
         device: a torch device; ``"auto"`` takes a GPU where there is one.
@@ -72,6 +86,7 @@ class Config(_Checked):
         default_task: answers requests that name no task.
         max_inputs: most texts of a request.
         max_body: most bytes of a request.
+        require_signature: public keys, ``ed25519:...``; a version that none of them signed is not served.
         api_keys, admin_keys: sha256 of each key, in hex. Without an admin key the admin routes are shut.
         live: until the first ``user_config``.
     """
@@ -79,6 +94,8 @@ class Config(_Checked):
     hub: str
     base: str
     revision: str | None = None
+    hub_cache: str | None = None
+    hub_cache_bytes: Annotated[int, Field(ge=1)] = 10_000_000_000
     base_name: str | None = None
     mask: str | None = None
     device: str = "auto"
@@ -87,9 +104,18 @@ class Config(_Checked):
     default_task: str | None = None
     max_inputs: Count = 1024
     max_body: Annotated[int, Field(ge=1024)] = 2_000_000
+    require_signature: tuple[str, ...] = ()
     api_keys: tuple[str, ...] = ()
     admin_keys: tuple[str, ...] = ()
     live: Live = Live()
+
+    @field_validator("require_signature")
+    @classmethod
+    def _public(cls, keys: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            return tuple(VerifyKey.parse(key).text for key in keys)
+        except DeltahubError as error:
+            raise ValueError(str(error)) from None
 
     @field_validator("api_keys", "admin_keys")
     @classmethod

@@ -144,6 +144,10 @@ class Engine:
         """Requests in all queues."""
         return len(self._scheduler)
 
+    def drain(self, requests: int) -> float:
+        """Seconds after which so many requests may be done; see `Scheduler.drain`."""
+        return self._scheduler.drain(requests)
+
     @property
     def key(self) -> Key | None:
         """Whose values are in place, as of the last pass."""

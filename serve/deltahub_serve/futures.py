@@ -18,24 +18,35 @@ class BusyError(DeltahubError):
     """Too much is being loaded; the same question may be answered later."""
 
 
-def follow(job: Future[T]) -> Future[T]:
-    """A future of one's own, which can be cancelled without a loss to others."""
+def follow(job: Future[T], otherwise: Callable[[DeltahubError], Future[T]] | None = None) -> Future[T]:
+    """A future of one's own, which can be cancelled without a loss to others.
+
+    Args:
+        otherwise: gives what is followed instead where ``job`` fails. Being too busy is no failure: it passes.
+    """
+    if job.done() and not job.cancelled() and job.exception() is None:
+        return job
     mine: Future[T] = Future()
 
-    def pass_on(ended: Future[T]) -> None:
-        if not mine.set_running_or_notify_cancel():
-            return
-        if ended.cancelled():
-            mine.set_exception(BusyError("the server is shutting down"))
-        elif isinstance(error := ended.exception(), DeltahubError):
-            mine.set_exception(alike(error))
-        elif error is not None:
-            mine.set_exception(error)
-        else:
-            mine.set_result(ended.result())
+    def settle(ended: Future[T]) -> None:
+        if mine.set_running_or_notify_cancel():
+            _end(mine, ended, otherwise)
 
-    job.add_done_callback(pass_on)
+    job.add_done_callback(settle)
     return mine
+
+
+def _end(mine: Future[T], ended: Future[T], otherwise: Callable[[DeltahubError], Future[T]] | None) -> None:
+    if ended.cancelled():
+        mine.set_exception(BusyError("the server is shutting down"))
+    elif (error := ended.exception()) is None:
+        mine.set_result(ended.result())
+    elif not isinstance(error, DeltahubError):
+        mine.set_exception(error)
+    elif otherwise is None or isinstance(error, BusyError):
+        mine.set_exception(alike(error))
+    else:
+        otherwise(error).add_done_callback(lambda other: _end(mine, other, None))
 
 
 def done(result: T) -> Future[T]:
@@ -77,33 +88,3 @@ async def ended(futures: Sequence[Future[Any]]) -> None:
     for future in futures:
         future.add_done_callback(one)
     await waiter
-
-
-def otherwise(job: Future[T], alternative: Callable[[DeltahubError], Future[T]]) -> Future[T]:
-    """``job``, or where it fails what ``alternative`` then gives. Being too busy is no failure: it passes."""
-    if job.done() and job.exception() is None:
-        return job
-    mine: Future[T] = Future()
-
-    def settle(ended: Future[T]) -> None:
-        if not mine.set_running_or_notify_cancel():
-            return
-        if (error := ended.exception()) is None:
-            mine.set_result(ended.result())
-        elif isinstance(error, DeltahubError) and not isinstance(error, BusyError):
-            _pass_on(alternative(error), mine)
-        else:
-            mine.set_exception(error)
-
-    job.add_done_callback(settle)
-    return mine
-
-
-def _pass_on(source: Future[T], target: Future[T]) -> None:
-    def settle(ended: Future[T]) -> None:
-        if (error := ended.exception()) is None:
-            target.set_result(ended.result())
-        else:
-            target.set_exception(error)
-
-    source.add_done_callback(settle)

@@ -11,7 +11,7 @@ from concurrent.futures import Future, wait
 from deltahub import DeltahubError, Hub
 from deltahub.hub import TaskInfo
 from deltahub.names import task_of
-from deltahub_serve.futures import done, otherwise
+from deltahub_serve.futures import done, follow
 from deltahub_serve.listing import HubWatch, Listing
 from deltahub_serve.loading import Load, Loader
 from deltahub_serve.meanings import Meaning, Meanings, target
@@ -127,7 +127,7 @@ class Library:
     def prefetch(self, names: Iterable[str], seconds: float) -> None:
         """Waits until ``names`` are loaded, but no longer than ``seconds``; what failed is ``trouble``."""
         end = time.monotonic() + seconds
-        parts = list(dict.fromkeys(part for name in names for part in self._parts(name)))
+        parts = list(dict.fromkeys(part for name in names for part in self.settings.parts(name)))
         self._prefetched |= set(parts)
         for start in range(0, len(parts), _WINDOW):
             loading = {part: self._get(part, telling=True) for part in parts[start : start + _WINDOW]}
@@ -137,7 +137,7 @@ class Library:
 
     def pin(self, name: str) -> Loaded:
         """Loads a task now, all its shares where it is split, and keeps it whatever the budget. Raises as `get`."""
-        found = [self._get(part).result() for part in self._parts(name)]
+        found = [self._get(part).result() for part in self.settings.parts(name)]
         with self._lock:
             self._pinned |= {name}
         return found[0]
@@ -177,13 +177,8 @@ class Library:
         """Takes no more names; with ``wait`` until loads that are under way have ended."""
         self._loader.close(wait=wait)
 
-    def _parts(self, name: str) -> list[str]:
-        """What ``name`` is split into, the largest share first."""
-        shares = self.settings.splits.get(name, {})
-        return [f"{name}@{number}" for number in sorted(shares, key=lambda number: -shares[number])] or [name]
-
     def _parts_of(self, names: Iterable[str]) -> set[str]:
-        return {part for name in names for part in self._parts(name)}
+        return {part for name in names for part in self.settings.parts(name)}
 
     def _by_share(self, name: str, shares: Mapping[int, float]) -> Future[Loaded]:
         """One version by lot; where it cannot be had, one of the others."""
@@ -195,7 +190,7 @@ class Library:
             self.trouble[part] = f"{error}; the other versions of {name} answer in its place"
             return self._by_share(name, others)
 
-        return otherwise(self._get(part), other_version) if others else self._get(part)
+        return follow(self._get(part), other_version) if others else self._get(part)
 
     def _get(self, name: str, *, telling: bool = False) -> Future[Loaded]:
         """``telling`` makes a failure ``trouble``: nobody else would hear of it."""

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.parser import text_string_to_metric_families
 
 from deltahub_serve.passes import Pass
 from deltahub_serve.questions import State
@@ -78,13 +77,16 @@ class Metrics:
         for step, seconds in (("queue", waited), ("swap", done.swapped), ("forward", done.ran)):
             self._spent.labels(task, step).inc(seconds)
 
-    def text(self, state: State, refresh_age: float) -> str:
-        """The exposition, with what ``state`` says.
+    def families(self, state: State, refresh_age: float) -> list[Metric]:
+        """All that is told, what ``state`` says too, without the times at which series began.
 
         Args:
             refresh_age: seconds since the names in use were looked up.
         """
-        return generate_latest(_Families([*self._registry.collect(), *_of_state(state, refresh_age)])).decode()
+        found = [*self._registry.collect(), *_of_state(state, refresh_age)]
+        for family in found:
+            family.samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
+        return found
 
     def _label(self, task: str | None) -> str:
         if task is None:
@@ -96,27 +98,24 @@ class Metrics:
         return task
 
 
-def merge(texts: Mapping[str, str]) -> bytes:
-    """One exposition of the texts of several replicas, by name; each sample gets the label ``replica``."""
+def merge(told: Mapping[str, Iterable[Metric]]) -> bytes:
+    """One exposition of what several replicas tell, by name; each sample gets the label ``replica``."""
     merged: dict[str, Metric] = {}
-    for replica, text in sorted(texts.items()):
-        for family in text_string_to_metric_families(text):
+    for replica, families in sorted(told.items()):
+        for family in families:
             into = merged.setdefault(family.name, Metric(family.name, family.documentation, family.type))
-            for sample in family.samples:
-                into.samples.append(sample._replace(labels={**sample.labels, "replica": replica}))
+            into.samples += [it._replace(labels={**it.labels, "replica": replica}) for it in family.samples]
     return generate_latest(_Families(merged.values()))
 
 
 @dataclass(frozen=True)
 class _Families:
-    """What `generate_latest` takes for a registry: families without the times at which their series began."""
+    """What `generate_latest` takes for a registry."""
 
     families: Iterable[Metric]
 
     def collect(self) -> Iterable[Metric]:
-        for family in self.families:
-            family.samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
-            yield family
+        return self.families
 
 
 def _of_state(state: State, refresh_age: float) -> Iterable[Metric]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
+
+from prometheus_client.metrics_core import Metric
 
 from deltahub import replies
 from deltahub.encoding import Text
@@ -140,7 +143,10 @@ class State:
 
 
 class Backend(Protocol):
-    """Whoever answers: a worker in this process, or replicas elsewhere. Every method may raise Refused."""
+    """Whoever answers: a worker in this process, or replicas elsewhere. Every method may raise Refused.
+
+    What is told by replica is None for one that did not answer in time.
+    """
 
     async def ask(self, question: Question) -> Reply: ...
 
@@ -151,25 +157,25 @@ class Backend(Protocol):
     async def card(self, name: str) -> TaskCard: ...
 
     async def states(self) -> list[State]:
-        """One for each replica."""
+        """One for each replica; of one that does not answer in time the latest that is known, as broken."""
         ...
 
-    async def metrics(self) -> dict[str, str]:
-        """Prometheus text of each replica, by its name."""
+    async def metrics(self) -> Mapping[str, list[Metric]]:
+        """For Prometheus, by replica; without those that do not answer in time."""
         ...
 
-    async def refresh(self, names: tuple[str, ...] | None = None) -> dict[str, list[str]]:
+    async def refresh(self, names: tuple[str, ...] | None = None) -> Mapping[str, list[str] | None]:
         """Looks names up now, all in use if None; the ones that changed, by replica."""
         ...
 
-    async def pin(self, name: str) -> dict[str, str]:
+    async def pin(self, name: str) -> Mapping[str, str | None]:
         """Loads a task everywhere and keeps it; the reference of what was loaded, by replica."""
         ...
 
-    async def unpin(self, name: str) -> dict[str, bool]:
+    async def unpin(self, name: str) -> Mapping[str, bool | None]:
         """Whether it was pinned, by replica."""
         ...
 
-    async def evict(self, task: str | None = None) -> dict[str, int]:
+    async def evict(self, task: str | None = None) -> Mapping[str, int | None]:
         """Forgets a task's versions, or all that are not pinned; how many, by replica."""
         ...

@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
+_SOONEST, _LATEST = 1.0, 30.0
+"""Seconds after which whoever was turned away may come back, at least and at most."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Limits:
     batch_tokens: int = 4096
     patience: float = 0.05
     queued: int = 4096
-    queued_per_task: int = 1024
+    queued_per_task: int = 2048
 
 
 class Overloaded(Exception):
@@ -154,12 +156,16 @@ class Scheduler(Generic[Key]):
             each if not self._seconds_per_request else 0.9 * self._seconds_per_request + 0.1 * each
         )
 
+    def drain(self, requests: int) -> float:
+        """Seconds, 1 to 30, after which so many requests may be done, by the latest passes."""
+        return min(max(requests * self._seconds_per_request, _SOONEST), _LATEST)
+
     def _check_room(self, task: str, requests: int) -> None:
         limits = self.limits
         if self._count + requests > limits.queued:
-            raise Overloaded("in all", limits.queued, self._drain(self._count))
+            raise Overloaded("in all", limits.queued, self.drain(self._count))
         if self.waiting(task) + requests > limits.queued_per_task:
-            raise Overloaded(f"for {task}", limits.queued_per_task, self._drain(self.waiting(task)))
+            raise Overloaded(f"for {task}", limits.queued_per_task, self.drain(self.waiting(task)))
 
     def _put(self, request: Request[Key]) -> None:
         request.arrived = self._clock()
@@ -225,6 +231,3 @@ class Scheduler(Generic[Key]):
             self._queues[key] = kept
         else:
             del self._queues[key], self._tokens[key]
-
-    def _drain(self, requests: int) -> float:
-        return max(requests * self._seconds_per_request, 0.1)

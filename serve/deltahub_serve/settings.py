@@ -32,6 +32,11 @@ class LibrarySettings:
         """Seconds for which a listing may say that there is no such task."""
         return min(self.remember, self.refresh)
 
+    def parts(self, name: str) -> list[str]:
+        """What ``name`` is split into, the largest share first; itself where it is not."""
+        shares = self.splits.get(name, {})
+        return [f"{name}@{number}" for number in sorted(shares, key=lambda number: -shares[number])] or [name]
+
 
 @dataclass(frozen=True)
 class LibraryCounters:

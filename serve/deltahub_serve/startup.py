@@ -10,10 +10,11 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from deltahub import Base, Hub, Mask, Resident
+from deltahub import Base, Hub, Mask, Resident, VerifyKey
 from deltahub.backbone import device_named, load_backbone
 from deltahub.errors import NotFoundError, UsageError
 from deltahub.heads import load_tokenizer
+from deltahub.stores.cached import BlobCache
 from deltahub_serve.config import Config
 
 
@@ -43,7 +44,10 @@ def open_parts(config: Config) -> Parts:
     Raises:
         DeltahubError: something is not there, is damaged, or does not belong together; the message says what to do.
     """
-    hub = Hub.open(config.hub, create=False)
+    cache = BlobCache(Path(config.hub_cache), config.hub_cache_bytes) if config.hub_cache else None
+    hub = Hub.open(config.hub, create=False, cache=cache)
+    if config.require_signature:
+        hub = hub.requiring([VerifyKey.parse(key) for key in config.require_signature])
     base = Base.open(config.base, config.revision)
     name = config.base_name or base.id
     _check_name(hub, name)

@@ -13,6 +13,8 @@ from dataclasses import asdict
 from functools import partial
 from typing import TypeVar
 
+from prometheus_client.metrics_core import Metric
+
 from deltahub import Delta, DeltahubError, TaskModel, base_task
 from deltahub.encoding import Encoded
 from deltahub.replies import Seconds
@@ -26,8 +28,7 @@ from deltahub_serve.metrics import Metrics
 from deltahub_serve.passes import Answered
 from deltahub_serve.questions import Question, Refusal, Refused, Reply, State, TaskCard
 from deltahub_serve.refresher import Refresher
-from deltahub_serve.scheduler import Limits, Overloaded
-from deltahub_serve.settings import LibrarySettings
+from deltahub_serve.scheduler import Overloaded
 from deltahub_serve.shelf import Loaded
 from deltahub_serve.startup import open_parts
 from deltahub_serve.trial import try_out
@@ -68,11 +69,11 @@ class Worker:
         self._base = self._of_base()
         self._meters = Metrics()
         self._library = library = Library(
-            parts.hub, self._answering, _settings(self._live), clock, lambda loaded: try_out(self._engine, loaded)
+            parts.hub, self._answering, self._live.library, clock, lambda loaded: try_out(self._engine, loaded)
         )
         self._catalogue = Catalogue(library.listing, self._base_card(), library.loaded, library.last, clock)
         self._engine = Engine(
-            parts.resident, _limits(self._live), clock, threads=parts.threads, observe=self._meters.passed
+            parts.resident, self._live.limits, clock, threads=parts.threads, observe=self._meters.passed
         )
         self._tokenizers = ThreadPoolExecutor(2, thread_name_prefix="deltahub-tokens")
         self._readers = ThreadPoolExecutor(4, thread_name_prefix="deltahub-read")
@@ -80,7 +81,7 @@ class Worker:
         self._asked = 0
         self._idle = threading.Condition()
         self._closing = False
-        self._library.configure(_settings(self._live), self._live.pinned)
+        self._library.configure(self._live.library, self._live.pinned)
         self._library.prefetch((*config.prefetch, *self._live.pinned), _PREFETCH)
         self._refresher = Refresher(self._library.refresh, self._live.refresh)
 
@@ -124,9 +125,9 @@ class Worker:
     async def states(self) -> list[State]:
         return [self.state()]
 
-    async def metrics(self) -> dict[str, str]:
+    async def metrics(self) -> dict[str, list[Metric]]:
         state, age = self.state(), self._library.refresh_age()
-        return {self.replica: await asyncio.to_thread(self._meters.text, state, age)}  # whatever the hub does
+        return {self.replica: await asyncio.to_thread(self._meters.families, state, age)}  # whatever the hub does
 
     async def refresh(self, names: tuple[str, ...] | None = None) -> dict[str, list[str]]:
         wanted = None if names is None else list(names)
@@ -160,8 +161,8 @@ class Worker:
     def reconfigure(self, live: Live) -> None:
         """Applies ``live`` from now on; what is under way ends as it began. Loads no task while the caller waits."""
         self._live = live
-        self._engine.set_limits(_limits(live))
-        self._library.configure(_settings(live), live.pinned)
+        self._engine.set_limits(live.limits)
+        self._library.configure(live.library, live.pinned)
         self._refresher.set_interval(live.refresh)
 
     def trouble(self, stuck_after: float | None = None) -> str | None:
@@ -220,8 +221,10 @@ class Worker:
         start, live = self._clock(), self._live
         most = min(self.config.max_inputs, live.queued, live.queued_per_task)
         refusals.check(question, loaded.reference, loaded.model.delta.manifest.kind, most)
-        if self._preparing + self._engine.waiting + len(question.texts) > live.queued:
-            raise Refused(Refusal("overloaded", f"more than {live.queued} texts wait; ask again later", refusals.SOON))
+        waiting = self._preparing + self._engine.waiting
+        if waiting + len(question.texts) > live.queued:
+            message = f"more than {live.queued} texts wait; ask again later"
+            raise Refused(Refusal("overloaded", message, self._engine.drain(waiting)))
         encoded = await self._prepare(question, loaded)
         prepared = self._clock() - start
         try:
@@ -231,7 +234,7 @@ class Worker:
         try:
             await ended(futures)
             found = [future.result() for future in futures]
-        except Exception as error:
+        except Exception as error:  # whatever torch made of it is told to the client
             raise refusals.of_pass(error) from error
         finally:
             self._engine.cancel([future for future in futures if not future.done()])
@@ -292,11 +295,3 @@ class Worker:
 
     def _answering(self, delta: Delta) -> TaskModel:
         return TaskModel(self._parts.resident, self._parts.tokenizer, delta)
-
-
-def _limits(live: Live) -> Limits:
-    return Limits(live.batch_rows, live.batch_tokens, live.patience, live.queued, live.queued_per_task)
-
-
-def _settings(live: Live) -> LibrarySettings:
-    return LibrarySettings(live.cache_bytes, live.refresh, live.remember, splits=live.splits)

@@ -79,7 +79,7 @@ def test_an_index_of_more_positions_than_its_bytes_can_hold_is_refused_without_m
 
 
 def test_many_positions_in_few_bytes_take_little_more_memory_than_the_positions():
-    k = 8_000_000
+    k = 2_000_000
     encoded = encode_index(np.arange(k))
     assert len(encoded.stored) < 1000
     tracemalloc.start()

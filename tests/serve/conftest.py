@@ -120,3 +120,22 @@ def gate() -> Iterator[Gate]:
     made = Gate()
     yield made
     made.open()
+
+
+Hold = Callable[[Any, str], None]
+
+
+@pytest.fixture
+def hold(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> Hold:
+    """Makes every call of a method wait at the gate before it does what it did."""
+
+    def put(holder: Any, method: str) -> None:
+        held = getattr(holder, method)
+
+        def slow(*arguments: Any, **more: Any) -> Any:
+            gate.through()
+            return held(*arguments, **more)
+
+        monkeypatch.setattr(holder, method, slow)
+
+    return put

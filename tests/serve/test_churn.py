@@ -12,11 +12,12 @@ from deltahub_serve.questions import Question
 from deltahub_serve.worker import Worker
 
 from deltahub import Base, Delta, Hub, Mask, Predictor
+from tests.conftest import SOAK
 from tests.serve.conftest import MakeWorker
 from tests.tuning.conftest import WORDS
 
 TASKS = ("topic", "labels", "vectors")
-ROUNDS = 40
+ROUNDS = 200 if SOAK else 20
 
 
 def numbers(answer: Any) -> list[float]:
@@ -78,6 +79,6 @@ def test_every_answer_is_of_the_version_that_the_reply_names(
         mine = [(text, found) for which, text, found in told if which == reference]
         for (text, found), expected in zip(mine, predictor.predict([text for text, _ in mine]), strict=True):
             assert np.allclose(found, numbers(expected), atol=1e-5), (reference, text)
-    assert len({reference for reference, *_ in told}) > 5
+    assert len({reference for reference, *_ in told}) > 4, "no version was replaced while it was asked"
     assert len(told) > 0.8 * 8 * ROUNDS
     assert (worker.state().waiting, worker.trouble(), worker._asked, worker._preparing) == (0, None, 0, 0)

@@ -139,17 +139,24 @@ def test_one_request_longer_than_a_batch_goes_alone() -> None:
 
 def test_overload_is_refused_by_task_and_in_all_with_an_advice() -> None:
     queues, _ = scheduler(queued=5, queued_per_task=3)
-    queues.took(10, 2.0)
+    queues.took(10, 20.0)
     for _ in range(3):
         submit(queues, "a")
     with pytest.raises(Overloaded, match="no more than 3 requests may wait for a") as refused:
         submit(queues, "a")
-    assert refused.value.retry_after == pytest.approx(0.6)
+    assert refused.value.retry_after == pytest.approx(3 * 2.0)
     submit(queues, "b")
     submit(queues, "c")
     with pytest.raises(Overloaded, match="no more than 5 requests may wait in all"):
         submit(queues, "d")
     assert len(queues) == 5
+
+
+def test_the_advice_is_never_less_than_a_second_nor_more_than_half_a_minute() -> None:
+    queues, _ = scheduler()
+    assert queues.drain(4000) == 1.0  # nothing is known yet
+    queues.took(1, 0.01)
+    assert [queues.drain(requests) for requests in (1, 200, 10_000)] == [1.0, pytest.approx(2.0), 30.0]
 
 
 def test_a_request_on_its_way_cannot_be_cancelled() -> None:

@@ -10,9 +10,10 @@ import pytest
 
 from deltahub.stores.s3 import S3Store
 from deltahub.stores.s3_client import Patience, connect
+from tests.stores.hf_place import hf, hf_endpoint, hf_store, new_hf_store  # noqa: F401 - fixtures
 from tests.stores.s3_server import S3Server
 
-QUICK = Patience(attempts=4, wait=0.01, longest=0.05, connect=2, read=10)
+QUICK = Patience(attempts=4, wait=0.01, longest=0.05, connect=60, read=60)
 ENDPOINT = os.environ.get("DELTAHUB_TEST_S3_ENDPOINT", "")
 BUCKET = os.environ.get("DELTAHUB_TEST_S3_BUCKET", "hubs") if ENDPOINT else "hubs"
 

@@ -6,6 +6,7 @@ import copy
 import random
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -13,14 +14,23 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoModel, PreTrainedTokenizerFast
+from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 from deltahub.backbone import quiet
 from deltahub.checkpoint import Base
+from deltahub.mask import Mask
 from deltahub.tuning.data import Dataset
+from deltahub.tuning.settings import Settings
 from tests.models import CONFIGS
 
+if TYPE_CHECKING:
+    from deltahub.tuning import DeltaModel
+    from deltahub.tuning.train import Trained  # slow to import, and other folders import this file
+
 WORDS = [f"w{number}" for number in range(40)]
+FAST = Settings(epochs=3, lr=3e-2, head_lr=1e-1, batch_size=8, max_length=16, seed=15)
+"""With it `trained` does best in its second epoch."""
+CREATED = "2026-01-02T03:04:05Z"
 SPECIAL = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]
 
 
@@ -107,6 +117,20 @@ def similarity_task(rows: int, seed: int) -> Dataset:
     return Dataset("embeddings", texts, pairs)
 
 
+def task_of(base: Base, mask: Mask, method: str = "pafi") -> DeltaModel:
+    """As a user's script starts: the same seed and model each time."""
+    from deltahub.tuning import attach
+
+    torch.manual_seed(0)
+    labels = {0: "high", 1: "low"}
+    with quiet():
+        model = AutoModelForSequenceClassification.from_pretrained(
+            base.path, dtype="auto", num_labels=2, id2label=labels, label2id={v: k for k, v in labels.items()}
+        )
+    delta_model: DeltaModel = attach(model, base, mask, method)
+    return delta_model
+
+
 @pytest.fixture(scope="session")
 def text_base(tmp_path_factory: pytest.TempPathFactory) -> Base:
     return write_text_base(tmp_path_factory.mktemp("text-base"))
@@ -119,9 +143,31 @@ def text_base_bf16(tmp_path_factory: pytest.TempPathFactory) -> Base:
 
 @pytest.fixture(scope="session")
 def rows() -> Dataset:
-    return word_task(160, seed=1)
+    return word_task(48, seed=1)
 
 
 @pytest.fixture(scope="session")
 def validation() -> Dataset:
-    return word_task(40, seed=2)
+    return word_task(24, seed=2)
+
+
+@pytest.fixture(scope="session")
+def mask(text_base: Base) -> Mask:
+    return Mask.build(text_base, density=0.1)
+
+
+@pytest.fixture(scope="session")
+def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The state folder of `trained`; to be copied, not changed."""
+    return tmp_path_factory.mktemp("state")
+
+
+@pytest.fixture(scope="session")
+def trained(text_base: Base, rows: Dataset, validation: Dataset, mask: Mask, state: Path) -> Trained:
+    """A finished run, of whose three epochs the best and the last are kept."""
+    from deltahub.tuning.train import train
+
+    return train(
+        text_base, rows, validation, task="words", mask=mask, settings=FAST, created=CREATED, state=state,
+        say=lambda line: None,
+    )  # fmt: skip

@@ -33,12 +33,12 @@ tasks:
 @pytest.fixture
 def folder(text_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DELTAHUB_CACHE", str(tmp_path / "cache"))
-    for name, seed, count in (("words", 1, 80), ("words-validation", 2, 20)):
+    for name, seed, count in (("words", 1, 24), ("words-validation", 2, 8)):
         rows = word_task(count, seed)
         _write(
             tmp_path / f"{name}.jsonl", [{"text": t, "label": v} for t, v in zip(rows.texts, rows.labels, strict=True)]
         )
-    numbers = score_task(80, 1)
+    numbers = score_task(40, 1)
     _write(
         tmp_path / "numbers.jsonl",
         [{"text": "w9 w8", "other": t, "share": v} for t, v in zip(numbers.texts, numbers.labels, strict=True)],
@@ -116,7 +116,7 @@ def test_an_interrupted_task_goes_on_unless_its_settings_have_changed(run: Run, 
         return [line.partition("  ")[0] for line in lines if line.startswith(("epoch", "interrupted"))]
 
     def late(done: int, _total: int) -> None:
-        if done == 13:
+        if done == 4:
             raise KeyboardInterrupt
 
     assert train(late) == ["epoch 1/2", "interrupted"]

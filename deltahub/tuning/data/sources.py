@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -86,6 +87,8 @@ def open_source(origin: Origin, columns: Columns, name: str) -> Source:
     if not isinstance(origin, str | Path):
         return Source(name, _memory_rows(name, origin, columns))
     path = Path(origin)
+    if os.path.exists(path) and not (path.is_file() or path.is_dir()):  # a pipe may never end, nor a device
+        raise DataError(f"{path} is not a regular file")
     suffix = path.suffix.lower()
     if suffix in JSON_LINES:
         return Source(str(path), _json_rows(path, _decode(path), columns))

@@ -21,13 +21,14 @@ from deltahub_serve.web.errors import Fault, fault_response
 __all__ = ["application"]
 
 
-def application(backend: Backend, config: Config, *, read_timeout: float = 30.0) -> FastAPI:
+def application(backend: Backend, config: Config, *, read_timeout: float = 30.0, wanted: int = 1) -> FastAPI:
     """The routes, behind keys where there are any.
 
     There is no page of documentation: the usual ones load scripts from elsewhere. ``/openapi.json`` has everything.
 
     Args:
         read_timeout: seconds that the body of a request may take to arrive.
+        wanted: replicas that should answer; ``/health`` says where there are fewer.
     """
     traffic = Traffic()
     app = _Application(
@@ -43,7 +44,7 @@ def application(backend: Backend, config: Config, *, read_timeout: float = 30.0)
         exception_handlers={Fault: _fault, Refused: _refused, HTTPException: _no_route},
     )
     app.state.backend, app.state.config, app.state.traffic = backend, config, traffic
-    app.state.read_timeout = read_timeout
+    app.state.read_timeout, app.state.wanted = read_timeout, wanted
     for family in (openai, tasks, tei, service, admin):  # a request tries them in this order
         app.include_router(family.router)
     return app

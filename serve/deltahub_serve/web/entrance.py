@@ -63,7 +63,7 @@ class Entrance:
 
         try:
             await self.app(scope, receive, answer)
-        except Exception:
+        except Exception:  # whatever failed, the client gets an answer, and the log tells why
             name = identity.decode("ascii")
             _log.exception("request %s to %s failed", name, ascii(scope["path"][:200]))
             if status:

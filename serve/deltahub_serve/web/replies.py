@@ -150,8 +150,9 @@ class Entity(Shape):
 class Health(Shape):
     status: Literal["ok", "degraded", "down"]
     problems: list[str]
-    replicas: int
-    healthy: int
+    replicas: int = Field(description="that run")
+    healthy: int = Field(description="of them, those that can answer")
+    wanted: int = Field(description="that should run")
 
 
 class Info(Shape):
@@ -172,19 +173,19 @@ class Start(Shape):
 
 
 class Refreshed(Shape):
-    changed: dict[str, list[str]] = Field(description="by replica")
+    changed: dict[str, list[str] | None] = Field(description="by replica; null where one did not answer in time")
 
 
 class Pinned(Shape):
-    pinned: dict[str, str]
+    pinned: dict[str, str | None]
 
 
 class Unpinned(Shape):
-    unpinned: dict[str, bool]
+    unpinned: dict[str, bool | None]
 
 
 class Evicted(Shape):
-    evicted: dict[str, int]
+    evicted: dict[str, int | None]
 
 
 class States(Shape):

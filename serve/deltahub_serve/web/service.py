@@ -36,7 +36,7 @@ async def start(request: Request) -> Response:
 
 @router.get("/health", responses={**responses(NATIVE, Health), 503: {"model": Health}})
 async def health(request: Request) -> Response:
-    """200 while any replica can answer; ``degraded`` says that something is wrong with the others or with the hub.
+    """200 while any replica can answer; ``degraded`` says that others are missing or wrong, or the hub is.
 
     Needs no key, so it tells no details; ``/info`` does.
     """
@@ -45,7 +45,7 @@ async def health(request: Request) -> Response:
             states = await request.app.state.backend.states()
     except (Refused, TimeoutError):
         states = []
-    content = _health(states)
+    content = _health(states, request.app.state.wanted)
     return json_response(content, status=503 if content["status"] == "down" else 200)
 
 
@@ -70,20 +70,24 @@ async def info(request: Request) -> Response:
 @router.get("/metrics", response_class=PlainTextResponse, responses=failures(NATIVE))
 async def metrics(request: Request) -> Response:
     """Prometheus text: of every replica, and of the HTTP requests that this process took."""
-    texts = await request.app.state.backend.metrics()
-    replicas = await asyncio.to_thread(merge, texts)  # takes long where there are many tasks
+    told = await request.app.state.backend.metrics()
+    replicas = await asyncio.to_thread(merge, told)  # takes long where there are many tasks
     traffic = generate_latest(request.app.state.traffic.registry)
     return Response(replicas + traffic, media_type=_PROMETHEUS)
 
 
-def _health(states: list[State]) -> dict[str, Any]:
+def _health(states: list[State], wanted: int) -> dict[str, Any]:
     healthy = [state for state in states if state.broken is None]
     problems = []
     if len(healthy) < len(states):
         problems.append("a replica cannot answer any more")
+    if len(states) < wanted:
+        problems.append(f"{len(states)} replicas run where {wanted} should")
     if not healthy:
         problems = ["no replica can answer"]
     if any(state.hub is not None for state in states):
         problems.append("the hub cannot be read; tasks in memory are still served")
     status = "down" if not healthy else "degraded" if problems else "ok"
-    return {"status": status, "problems": problems, "replicas": len(states), "healthy": len(healthy)}
+    return {
+        "status": status, "problems": problems, "replicas": len(states), "healthy": len(healthy), "wanted": wanted
+    }  # fmt: skip

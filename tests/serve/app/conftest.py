@@ -1,7 +1,8 @@
-"""One Ray for all tests of the application: two replicas behind a gateway, on a tiny base."""
+"""One `deltahub serve` for all tests of the application: two replicas behind a gateway, on a tiny base."""
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,13 +13,17 @@ from typing import Any
 import httpx
 import pytest
 
+os.environ.setdefault("RAY_AUTH_MODE", "token")  # as `deltahub serve` has it, whose Ray these tests join
+
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # Ray's own uses of pydantic, when it is imported
-    import ray.serve  # noqa: F401
+    import ray
+    import ray.serve
 
 from deltahub_serve.service import BUILDER, Launch, Service, prepare
 
 from deltahub import Base, Delta, Hub, Mask, Predictor
+from tests.serve.app.serving import Server, serving
 from tests.tasks import random_task
 from tests.tuning.conftest import write_text_base
 
@@ -27,19 +32,24 @@ TEXTS = ("w1 w2", "w3 w4 w5 w6", "w7", "w8 w9 w10 w1 w2 w3")
 
 @dataclass
 class World:
-    """A hub with tasks ``task0`` to ``task5`` and what serves it."""
+    """A hub with tasks ``task0`` to ``task5`` and what serves it by ``file``."""
 
     folder: Path
     base: Base
     mask: Mask
     hub: Hub
     deltas: dict[str, Delta]
+    server: Server | None = None
     service: Service | None = None
 
     @property
+    def file(self) -> Path:
+        return self.folder / "config.yaml"
+
+    @property
     def url(self) -> str:
-        assert self.service is not None
-        return self.service.url
+        assert self.server is not None
+        return self.server.url
 
     def ask(self, task: str, text: str, client: httpx.Client) -> dict[str, Any]:
         answer = client.post(f"{self.url}/tasks/{task}/predict", json={"inputs": [text]})
@@ -103,16 +113,13 @@ def hub_world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.fixture(scope="package")  # Ray would slow every test that comes after it
 def world(hub_world: World) -> Iterator[World]:
-    from deltahub_serve import cluster
-
-    file = hub_world.folder / "config.yaml"
-    file.write_text(configuration(hub_world))
-    service = prepare(Launch({}, file, port=0))
+    """Ends with the test of SIGTERM."""
+    hub_world.file.write_text(configuration(hub_world))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Ray leaves files and sockets to the garbage collector
-        with cluster.started(None, service.cpus):
-            cluster.deploy(service.schema)
-            cluster.wait(service.name, service.url, lambda _: None, 240)
-            hub_world.service = service
+        with serving("--config", str(hub_world.file)) as server:
+            ray.init(server.ray(), logging_level="ERROR", log_to_driver=False)
+            hub_world.server = server
+            hub_world.service = prepare(Launch({}, hub_world.file), listening=int(server.url.rpartition(":")[2]))
             yield hub_world
-            cluster.stop()
+            ray.shutdown()

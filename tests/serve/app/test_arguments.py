@@ -9,8 +9,10 @@ import pytest
 import yaml
 from deltahub_serve import app
 from deltahub_serve.arguments import plan
-from deltahub_serve.config import Config, hashed_keys
+from deltahub_serve.config import Config, Live, hashed_keys
+from deltahub_serve.scheduler import Limits
 from deltahub_serve.service import Launch, prepare
+from deltahub_serve.settings import LibrarySettings
 
 from deltahub.errors import UsageError
 from tests.serve.app.conftest import World
@@ -82,6 +84,10 @@ def test_the_example_says_what_is_built_by_default(hub_world: World) -> None:
     built = app.build(service.application.args)
     assert built._bound_deployment.name == "Gateway"
     assert app.build({"hub": "h", "base": "b"})._bound_deployment.name == "Model"
+
+
+def test_what_nobody_sets_is_what_scheduler_and_library_have_by_themselves() -> None:
+    assert (Live().limits, Live().library) == (Limits(), LibrarySettings())
 
 
 def test_a_server_that_others_can_reach_is_not_loopback() -> None:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import pickle
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from deltahub_serve import routing
+from deltahub_serve import backends, routing
 from deltahub_serve.backends import Declined, Door, RemoteBackend
 from deltahub_serve.questions import Question, Refusal, Refused
 from hypothesis import given
 from hypothesis import strategies as st
 from ray.exceptions import ActorDiedError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+
+from tests.serve.web.canned import state
 
 Answer = Callable[[str, str, tuple[Any, ...]], Coroutine[Any, Any, Any]]
 
@@ -32,6 +35,20 @@ class Response:
     def cancel(self) -> None:
         self.cancelled = True
         self.task.cancel()
+
+
+@dataclass
+class Result:
+    """What one replica answers; ``...`` stands for one that never does."""
+
+    answer: Any
+
+    async def get_async(self) -> Any:
+        if self.answer is ...:
+            await asyncio.Event().wait()
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
 
 
 class Handle:
@@ -57,8 +74,8 @@ class Handle:
     def broadcast(self, *_: Any) -> Handle:
         return self
 
-    async def results_async(self, **_: Any) -> list[Any]:
-        return self.everyone
+    async def _fetch_replica_results_async(self) -> list[Result]:
+        return [Result(answer) for answer in self.everyone]
 
 
 def ask(handle: Handle, question: Question, door: Door | None = None) -> Any:
@@ -156,6 +173,31 @@ def test_all_are_asked_and_the_dead_are_left_out() -> None:
         asyncio.run(backend(ActorDiedError()).evict())
     with pytest.raises(Refused, match="no such task"):
         asyncio.run(backend({"r1": "a@1"}, Declined(Refusal("unknown", "no such task"), "r2")).pin("a"))
+
+
+def test_who_does_not_answer_in_time_is_named_and_the_others_are_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def answer(*_: Any) -> Any: ...
+
+    handle = Handle(answer, [[state("r1")], [state("r2")], [state("r3")]])
+    backend = RemoteBackend(lambda: handle, Door())  # type: ignore[arg-type,return-value]
+
+    async def hear(everyone: list[Any], method: str) -> Any:
+        handle.everyone = everyone
+        return await getattr(backend, method)()
+
+    assert [found.replica for found in asyncio.run(hear(handle.everyone, "states"))] == ["r1", "r2", "r3"]
+    monkeypatch.setattr(backends, "_QUICK", 0.05)
+    monkeypatch.setattr(backends, "_EVERYONE", 0.05)
+    found = asyncio.run(hear([[state("r1")], ..., ActorDiedError()], "states"))
+    assert {each.replica: each.broken for each in found} == {"r1": None, "r2": "no answer within 0.05 s"}
+    slow = Declined(Refusal("timeout", "no answer after 30 s"), "r3")
+    assert asyncio.run(hear([{"r1": 1}, ..., slow], "evict")) == {"r1": 1, "r2": None, "r3": None}
+    assert asyncio.run(hear([{"r1": 1}, ..., ..., slow], "evict")) == {
+        "r1": 1, "r2": None, "r3": None, backends.UNNAMED: None
+    }  # fmt: skip
+    assert asyncio.run(hear([{"r1": "text"}, ...], "metrics")) == {"r1": "text"}
+    with pytest.raises(Refused, match="no answer after"):
+        asyncio.run(hear([..., slow], "refresh"))
 
 
 def test_a_shut_door_counts_who_is_inside_and_lets_nobody_in() -> None:

@@ -5,78 +5,73 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
+import ray
 from deltahub_serve import cluster, command
 
 from deltahub.cli import main
-from tests.serve.app.conftest import World, clients
+from tests.serve.app.conftest import World, clients, configuration
+from tests.serve.app.serving import begun, until
 
-pytestmark = pytest.mark.timeout(600)
-
-
-class Server:
-    """A `deltahub serve` that answers."""
-
-    def __init__(self, process: subprocess.Popen[str], url: str, words: list[str]) -> None:
-        self.process = process
-        self.url = url
-        self.words = words
+pytestmark = [
+    pytest.mark.timeout(600),
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
+]  # of Ray's own files and sockets
 
 
-@contextmanager
-def serving(*options: str) -> Iterator[Server]:
-    command = [sys.executable, "-m", "deltahub.cli", "serve", "--port", "0", *options]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    words: list[str] = []
-    assert process.stdout is not None
-    assert process.stderr is not None
-    reader = threading.Thread(target=lambda: words.extend(process.stderr or ()), daemon=True)
-    reader.start()
-    try:
-        url = process.stdout.readline().strip()
-        assert url.startswith("http://127.0.0.1:"), "".join(words)
-        yield Server(process, url, words)
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.wait(60)
-        reader.join(60)
-        process.stdout.close()
-        process.stderr.close()
+def test_sighup_applies_what_may_change_in_the_file_and_nothing_else(world: World) -> None:
+    server = world.server
+    assert server is not None
+    before = until(lambda: len(found := set(world.replicas())) == 2 and found, "both replicas run")
+
+    def reload(text: str) -> None:
+        world.file.write_text(text)
+        server.process.send_signal(signal.SIGHUP)
+
+    def budgets() -> set[int]:
+        return {state["budget"] for state in world.replicas().values()}
+
+    reload(configuration(world, cache_bytes=12_345))
+    server.hears("is being applied")
+    until(lambda: budgets() == {12_345}, "the new limit")
+    reload(configuration(world).replace("threads: 1", "threads: 1, max_inputs: 7"))
+    server.hears("nothing was applied: max_inputs cannot change without a restart")
+    reload(configuration(world, cache_bytes=-1))
+    server.hears("nothing was applied: cache_bytes")
+    until(lambda: set(world.replicas()) == before, "Ray lists the same replicas once it has updated each")
+    assert budgets() == {12_345}
 
 
-def test_sigterm_under_load_answers_what_is_under_way_and_refuses_the_rest(hub_world: World) -> None:
-    hub, base = str(hub_world.folder / "hub"), str(hub_world.folder / "base")
-    with serving("--hub", hub, "--base", base, "--threads", "1", "--prefetch", "task0") as server:
-        loaded = threading.Barrier(5)
+def test_sigterm_under_load_answers_what_is_under_way_and_refuses_the_rest(world: World) -> None:
+    server = world.server
+    assert server is not None
+    ray.shutdown()  # a process that has joined a Ray ends with it
+    loaded = threading.Barrier(5)
 
-        def work(client: int, connection: httpx.Client) -> list[str]:
-            seen: list[str] = []
-            while True:
-                if len(seen) == 10:
-                    loaded.wait(120)
-                try:
-                    answer = connection.post(f"{server.url}/tasks/task{client}/predict", json={"inputs": ["w1 w2"]})
-                except httpx.TransportError:
-                    return [*seen, "closed"]
-                seen.append(str(answer.status_code))
-                assert answer.status_code == 200 or answer.headers["retry-after"] == "1", answer.text
+    def work(client: int, connection: httpx.Client) -> list[str]:
+        seen: list[str] = []
+        while True:
+            if len(seen) == 10:
+                loaded.wait(120)
+            try:
+                answer = connection.post(f"{server.url}/tasks/task{client}/predict", json={"inputs": ["w1 w2"]})
+            except httpx.TransportError:
+                return [*seen, "closed"]
+            seen.append(str(answer.status_code))
+            assert answer.status_code == 200 or answer.headers["retry-after"] == "1", answer.text
 
-        stopper = threading.Thread(target=lambda: (loaded.wait(120), server.process.send_signal(signal.SIGTERM)))
-        stopper.start()
-        outcomes = clients(4, work)
-        stopper.join()
-        assert server.process.wait(120) == 0
+    stopper = threading.Thread(target=lambda: (loaded.wait(120), server.process.send_signal(signal.SIGTERM)))
+    stopper.start()
+    outcomes = clients(4, work)
+    stopper.join()
+    assert server.ended() == 0
     for seen in outcomes:
         answered = seen.count("200")
         assert answered >= 10
@@ -85,45 +80,16 @@ def test_sigterm_under_load_answers_what_is_under_way_and_refuses_the_rest(hub_w
     assert [line for line in server.words if "not answered" in line] == []
 
 
-def test_sighup_applies_the_file_and_a_killed_command_leaves_no_process(hub_world: World, tmp_path: Path) -> None:
-    file = tmp_path / "config.yaml"
+def test_a_killed_command_leaves_no_process(hub_world: World) -> None:
+    with begun("--hub", str(hub_world.folder / "hub"), "--base", str(hub_world.folder / "base")) as server:
 
-    def write(cache_bytes: int, **more: object) -> None:
-        arguments = {"hub": str(hub_world.folder / "hub"), "base": str(hub_world.folder / "base"), "threads": 1} | more
-        file.write_text(
-            f"applications: [{{name: a, import_path: 'deltahub_serve.app:build', args: {arguments!r}, "
-            f"deployments: [{{name: Model, user_config: {{cache_bytes: {cache_bytes}}}}}]}}]"
-        )
+        def replica() -> bool:
+            assert server.process.poll() is None, server.words
+            return any("ServeReplica" in "".join(command) for command in server.family().values())
 
-    def states() -> list[tuple[str, int]]:
-        found = httpx.get(f"{server.url}/info", timeout=60).json()["replicas"]
-        return [(state["replica"], state["budget"]) for state in found]
-
-    def wait_for(what: str) -> None:
-        end = time.monotonic() + 120
-        while not any(what in line for line in server.words):
-            assert time.monotonic() < end, "".join(server.words)
-            time.sleep(0.05)
-
-    write(1_000)
-    with serving("--config", str(file)) as server:
-        [(replica, budget)] = states()
-        assert budget == 1_000
-        write(2_000)
-        server.process.send_signal(signal.SIGHUP)
-        wait_for("is being applied")
-        while states() != [(replica, 2_000)]:  # the test's own timeout ends this
-            time.sleep(0.1)
-        write(3_000, max_inputs=7)
-        server.process.send_signal(signal.SIGHUP)
-        wait_for("nothing was applied: max_inputs cannot change without a restart")
-        write(-1)
-        server.process.send_signal(signal.SIGHUP)
-        wait_for("nothing was applied: cache_bytes")
-        assert states() == [(replica, 2_000)]
-        family = psutil.Process(server.process.pid).children(recursive=True)
-        children = [child for child in family if not child.name().endswith("Agent")]  # these see it a minute later
-        assert len(children) > 4
+        until(replica, "a replica begins")
+        family = server.family().items()
+        children = [child for child, command in family if not "".join(command).endswith("Agent")]  # see it later
         server.process.kill()
         _, alive = psutil.wait_procs(children, timeout=60)
         assert alive == []
@@ -167,12 +133,15 @@ def test_what_cannot_be_served_is_said_in_one_line_before_anything_starts(
         assert told.err.count("\n") == 1, told.err
 
 
-def test_without_ray_it_says_what_to_install(hub_world: World) -> None:
-    program = "import sys; sys.modules['ray'] = None; from deltahub.cli import main; sys.exit(main(sys.argv[1:]))"
-    options = ["serve", "--hub", str(hub_world.folder / "hub"), "--base", str(hub_world.folder / "base")]
-    ran = subprocess.run([sys.executable, "-c", program, *options], capture_output=True, text=True, check=False)
-    assert (ran.returncode, ran.stdout) == (1, "")
-    assert ran.stderr == "deltahub: deltahub serve needs ray, which is not installed; pip install 'deltahub[serve]'\n"
+def test_without_ray_it_says_what_to_install(
+    hub_world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("ray", "deltahub_serve")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert main(["serve", "--hub", str(hub_world.folder / "hub"), "--base", str(hub_world.folder / "base")]) == 1
+    told = "deltahub: deltahub serve needs ray, which is not installed; pip install 'deltahub[serve]'\n"
+    assert capsys.readouterr() == ("", told)
 
 
 def test_the_second_signal_interrupts() -> None:

@@ -7,6 +7,7 @@ import threading
 
 import numpy as np
 from deltahub_serve.questions import Question, Refusal, Refused, Reply, State, TaskCard
+from prometheus_client.core import GaugeMetricFamily, Metric
 
 from deltahub.answers import Answer, Embedding, LabelScores, Prediction, Score, WordLabel, WordLabels
 from deltahub.names import task_of
@@ -98,9 +99,9 @@ class Canned:
             await asyncio.Event().wait()
         return self.found
 
-    async def metrics(self) -> dict[str, str]:
+    async def metrics(self) -> dict[str, list[Metric]]:
         self._check()
-        return {"one": "# HELP deltahub_up Up.\n# TYPE deltahub_up gauge\ndeltahub_up 1.0\n"}
+        return {"one": [GaugeMetricFamily("deltahub_up", "Up.", 1.0)]}
 
     async def refresh(self, names: tuple[str, ...] | None = None) -> dict[str, list[str]]:
         self._check()

@@ -33,6 +33,15 @@ def test_health(app: FastAPI, backend: Canned, states: list[object], status: str
     assert "secret" not in answer.text
 
 
+def test_health_is_degraded_while_fewer_replicas_run_than_should(app: FastAPI) -> None:
+    app.state.wanted = 2
+    answer = call(app, "GET", "/health")
+    assert answer.status_code == 200
+    assert answer.json() == {
+        "status": "degraded", "problems": ["1 replicas run where 2 should"], "replicas": 1, "healthy": 1, "wanted": 2
+    }  # fmt: skip
+
+
 def test_health_without_any_replica(app: FastAPI, backend: Canned) -> None:
     backend.refusal = Refusal("unavailable", "no replica is running")
     assert call(app, "GET", "/health").status_code == 503

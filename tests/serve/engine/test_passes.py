@@ -15,35 +15,9 @@ from deltahub_serve.passes import Pass
 from deltahub_serve.scheduler import Limits, Overloaded
 
 from deltahub import Base, Delta, Mask, Resident, TaskModel
-from deltahub.errors import DeltahubError, MismatchError, ResidentError
 from deltahub.heads import load_tokenizer
-from tests.tasks import random_task
-from tests.tuning.conftest import WORDS, write_text_base
-
-KINDS = ("text-classification", "token-classification", "embeddings")
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
-    return write_text_base(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
-def deltas(base: Base) -> list[Delta]:
-    mask = Mask.build(base, 0.05)
-    return [random_task(base, mask, kind=KINDS[n % 3], seed=n).with_manifest(task=f"task{n}") for n in range(9)]
-
-
-@pytest.fixture
-def engine(base: Base, deltas: list[Delta]) -> Iterator[Engine]:
-    made = Engine(Resident.load(base, Mask.build(base, 0.05)), Limits(batch_rows=8))
-    yield made
-    made.close(drain=False)
-
-
-def models(engine: Engine, deltas: list[Delta]) -> list[TaskModel]:
-    tokenizer = load_tokenizer(engine.resident.base)
-    return [TaskModel(engine.resident, tokenizer, delta) for delta in deltas]
+from tests.serve.engine.conftest import models
+from tests.tuning.conftest import WORDS
 
 
 def text(choose: random.Random) -> str:
@@ -121,43 +95,6 @@ def test_all_of_a_request_is_refused_or_none(engine: Engine, deltas: list[Delta]
     assert engine.waiting == 0
 
 
-def test_a_row_that_fails_does_not_take_the_others_with_it(
-    engine: Engine, deltas: list[Delta], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = models(engine, deltas)[0]
-    run, (bad, *good) = model.run, model.prepare(["w9 w9", "w1", "w2"])
-
-    def fail_on_bad(batch):  # type: ignore[no-untyped-def]
-        if bad in batch:
-            raise RuntimeError("out of memory")
-        return run(batch)
-
-    monkeypatch.setattr(model, "run", fail_on_bad)
-    with engine._condition:
-        futures = engine.submit(model, 1, [bad, *good])
-    assert [future.exception(60) is None for future in futures] == [False, True, True]
-    assert engine.trouble(60) is None
-
-
-def test_a_poisoned_resident_answers_nothing_any_more(
-    engine: Engine, deltas: list[Delta], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one, two, *_ = models(engine, deltas)
-    assert engine.submit(one, 1, one.prepare(["w1"]))[0].result(60)
-
-    def broken(*_: object) -> None:
-        raise RuntimeError("device lost")
-
-    monkeypatch.setattr(engine.resident, "_write_values", broken)
-    monkeypatch.setattr(engine.resident, "_write_base_values", broken)
-    with engine._condition:
-        futures = engine.submit(two, 1, two.prepare(["w1", "w2"])) + engine.submit(one, 1, one.prepare(["w3"]))
-    assert all(isinstance(future.exception(60), Closed) for future in futures)
-    assert "device lost" in str(engine.trouble(60))
-    with pytest.raises(Closed):
-        engine.submit(one, 1, one.prepare(["w1"]))
-
-
 def test_closing_answers_what_waits_or_refuses_it(base: Base, deltas: list[Delta]) -> None:
     for drain in (True, False):
         engine = Engine(Resident.load(base, Mask.build(base, 0.05)))
@@ -170,53 +107,6 @@ def test_closing_answers_what_waits_or_refuses_it(base: Base, deltas: list[Delta
         assert all((future.exception(60) is None) for future in futures) or not drain
         with pytest.raises(Closed):
             engine.submit(model, 1, model.prepare(["w1"]))
-
-
-def test_a_pass_that_takes_too_long_is_trouble(
-    engine: Engine, deltas: list[Delta], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = models(engine, deltas)[0]
-    inside, go_on = threading.Event(), threading.Event()
-    run = model.run
-
-    def slow(batch):  # type: ignore[no-untyped-def]
-        inside.set()
-        go_on.wait(60)
-        return run(batch)
-
-    monkeypatch.setattr(model, "run", slow)
-    future = engine.submit(model, 1, model.prepare(["w1"]))[0]
-    assert inside.wait(60)
-    assert "has taken more than" in str(engine.trouble(stuck_after=-1))
-    go_on.set()
-    assert future.result(60)
-    assert engine.trouble(60) is None
-
-
-def test_a_task_of_another_base_is_refused_before_it_is_asked(engine: Engine, deltas: list[Delta], tmp_path) -> None:
-    other = write_text_base(tmp_path, "roberta")
-    foreign = random_task(other, Mask.build(other, 0.05), kind="embeddings", seed=1)
-    with pytest.raises(DeltahubError, match="was made on another base"):
-        models(engine, [foreign])
-
-
-def test_a_swap_that_fails_is_tried_once_for_all_rows_and_the_engine_goes_on(
-    engine: Engine, deltas: list[Delta], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one, two, *_ = models(engine, deltas)
-    swap, tries = engine.resident.swap, []
-
-    def fails(*arguments: object) -> None:
-        tries.append(arguments)
-        raise ResidentError("out of memory")
-
-    monkeypatch.setattr(engine.resident, "swap", fails)
-    with engine._condition:
-        futures = engine.submit(one, 1, one.prepare(["w1", "w2", "w3"]))
-    assert all(isinstance(future.exception(60), ResidentError) for future in futures)
-    assert len(tries) == 1
-    monkeypatch.setattr(engine.resident, "swap", swap)
-    assert engine.submit(two, 1, two.prepare(["w1"]))[0].result(60).task == "task1"
 
 
 def test_every_pass_is_told_before_its_answers_are_there(base: Base, deltas: list[Delta]) -> None:
@@ -274,38 +164,3 @@ def test_nothing_of_a_task_is_kept_once_its_requests_have_ended(
     assert engine.submit(other, 1, other.prepare(["w1"]))[0].result(60)
     with engine._condition:  # the pass is over
         assert [model() for model in held] == [None] * 4
-
-
-def test_a_device_on_which_every_pass_fails_is_trouble(
-    engine: Engine, deltas: list[Delta], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = models(engine, deltas)[0]
-    run = model.run
-
-    def fail(error: Exception, times: int) -> None:
-        def failing(batch):  # type: ignore[no-untyped-def]
-            raise error
-
-        monkeypatch.setattr(model, "run", failing)
-        for _ in range(times):
-            assert engine.submit(model, 1, model.prepare(["w1"]))[0].exception(60) is error
-
-    fail(MismatchError("a head of another size"), 20)
-    fail(RuntimeError("device lost"), 7)
-    assert engine.trouble(60) is None
-    fail(RuntimeError("device lost\nfor ever"), 1)
-    assert engine.trouble(60) == "8 passes in turn have failed, the latest with: device lost for ever"
-    monkeypatch.setattr(model, "run", run)
-    assert engine.submit(model, 1, model.prepare(["w1"]))[0].result(60)
-    assert engine.trouble(60) is None
-
-
-def test_the_rows_of_one_batch_that_fail_count_once(
-    engine: Engine, deltas: list[Delta], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = models(engine, deltas)[0]
-    monkeypatch.setattr(model, "run", lambda batch: 1 / 0)
-    with engine._condition:
-        futures = engine.submit(model, 1, model.prepare(["w1"] * 8))
-    assert all(isinstance(future.exception(60), ZeroDivisionError) for future in futures)
-    assert engine.trouble(60) is None

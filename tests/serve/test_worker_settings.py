@@ -1,0 +1,103 @@
+"""What can be set of a replica, and what it keeps in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from deltahub_serve.config import Live
+from deltahub_serve.questions import Refused
+from deltahub_serve.worker import Worker
+
+from deltahub import Delta, Hub
+from tests.serve.asking import ask, refused, warm
+from tests.serve.conftest import KINDS, MakeWorker
+
+
+def test_torch_has_its_threads_inside_a_pass(make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+    for threads, expected in ((3, 3), (None, len(os.sched_getaffinity(0)))):
+        worker = make_worker(threads=threads)
+        model = warm(worker, "topic")
+        seen, forward = [], model.run
+
+        def look(batch: Any, forward: Any = forward, seen: list[tuple[str, int]] = seen) -> Any:
+            seen.append((threading.current_thread().name, torch.get_num_threads()))
+            return forward(batch)
+
+        monkeypatch.setattr(model, "run", look)
+        ask(worker, "topic")
+        assert seen == [("deltahub-engine", expected)]
+        assert worker.state().threads == expected
+
+
+def test_what_is_configured_may_change_at_any_time(make_worker: MakeWorker) -> None:
+    worker = make_worker()
+    for task in KINDS:
+        ask(worker, task)
+    assert len(worker.state().loaded) == len(KINDS)
+    worker.reconfigure(Live(cache_bytes=0, refresh=3600, splits={"topic": {1: 1.0}}, queued=2, pinned=("labels",)))
+    assert worker.state().loaded.keys() == {"labels@1"}
+    assert ask(worker, "topic", ("w1",)).version == 1
+    assert refused(worker, "topic") == "too_many"
+    worker.reconfigure(Live(refresh=3600))
+    assert ask(worker, "topic").version == 2
+    assert worker.state().pinned == ()
+
+
+def test_the_refresher_sees_a_push_by_itself(
+    make_worker: MakeWorker, hub: Hub, make_task: Callable[..., Delta], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = make_worker()
+    assert ask(worker, "topic").version == 2
+    hub.push(make_task("topic", seed=12))
+    seen, refresh = threading.Event(), worker._library.refresh
+
+    def tell() -> None:
+        if refresh() == ["topic"]:
+            seen.set()
+
+    monkeypatch.setattr(worker._refresher, "_refresh", tell)
+    worker.reconfigure(Live(refresh=0.01))
+    assert seen.wait(60)
+    assert ask(worker, "topic").version == 3
+
+
+def test_pin_and_evict(worker: Worker) -> None:
+    assert asyncio.run(worker.pin("topic:prod")) == {"local": "topic@1"}
+    ask(worker, "words")
+    assert asyncio.run(worker.evict()) == {"local": 1}
+    assert worker.state().loaded.keys() == {"topic@1"}
+    assert asyncio.run(worker.unpin("topic:prod")) == {"local": True}
+    assert asyncio.run(worker.unpin("topic:prod")) == {"local": False}
+    assert asyncio.run(worker.evict("topic")) == {"local": 1}
+    with pytest.raises(Refused, match="no task lost"):
+        asyncio.run(worker.pin("lost"))
+
+
+def test_prefetched_tasks_are_there_and_one_that_cannot_be_had_stops_nothing(make_worker: MakeWorker) -> None:
+    worker = make_worker(prefetch=("words", "lost"), live={"pinned": ("topic",)})
+    assert worker.state().loaded.keys() == {"words@1", "topic@2"}
+    assert worker.state().trouble.keys() == {"lost"}
+    assert worker.state().pinned == ("topic",)
+
+
+def test_what_is_evicted_is_freed_at_once(worker: Worker) -> None:
+    ask(worker, "topic")
+    gc.collect()
+    model = weakref.ref(worker._library.get("topic").result().model)
+    gc.disable()
+    try:
+        for _ in range(3):
+            ask(worker, "topic")
+        asyncio.run(worker.evict())
+        ask(worker, "words")
+        assert model() is None
+    finally:
+        gc.enable()
