@@ -11,7 +11,7 @@ demo: $(READY)  ## train, push, pull, swap, predict and serve four real tasks on
 	$(BIN)/python tools/demo.py
 
 test: $(READY)  ## all tests, on two cores side by side
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 soak: $(READY)  ## the faults suite at every moment, thousands of rounds; fills the table in tests/README.md
 	DELTAHUB_SOAK=1 $(BIN)/python -m tests.faults.count

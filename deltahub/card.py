@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from deltahub import keys, parallel, records
+from deltahub import keys, parallel, records, sealed
 from deltahub.errors import FormatError, IntegrityError, NotFoundError
 from deltahub.rawtensor import ITEMSIZE
 from deltahub.records import VersionRecord
@@ -22,7 +22,8 @@ KEY = "card.json"
 BEGIN = "<!-- deltahub: from here to the next such line the text is made anew by every push -->"
 END = "<!-- deltahub: end -->"
 _MOST_ROWS = 1000
-_MOST_PAGE = 4 << 20
+MOST_PAGE = 4 << 20
+_MOST_FRONT = 256 << 10  # characters; each push takes seconds to read and write so many
 _LONGEST = 60
 _PLAIN = set(" -+=%,")
 _FRONT = re.compile(r"\A---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE)
@@ -59,8 +60,8 @@ def update(hub: Hub, tasks: Iterable[str]) -> None:
     page = hub.store.page
     if page is None:
         return
-    old = _got(hub, page, _MOST_PAGE + 1)
-    if len(old) > _MOST_PAGE:
+    old = _got(hub, page, MOST_PAGE + 1)
+    if len(old) > MOST_PAGE:
         return
     try:
         rows, front = _known(hub)
@@ -72,7 +73,7 @@ def update(hub: Hub, tasks: Iterable[str]) -> None:
     text, front = _page(rows, hub.store.url, old.decode(errors="surrogateescape"), front)
     written = {
         page: text.encode(errors="surrogateescape"),
-        KEY: records.seal({"front": front, "rows": [asdict(rows[task]) for task in sorted(rows)]}),
+        KEY: sealed.seal({"front": front, "rows": [asdict(rows[task]) for task in sorted(rows)]}),
     }
     for key, data in written.items():
         if data != (old if key == page else _got(hub, key, len(data) + 1)):
@@ -93,7 +94,7 @@ def _got(hub: Hub, key: str, most: int) -> bytes:
 
 def _known(hub: Hub) -> tuple[dict[str, Row], dict[str, str]]:
     """Raises NotFoundError, FormatError or IntegrityError where all has to be made anew."""
-    found = records.unseal(hub.store.get(KEY, 0, records.MOST_BYTES + 1), KEY, "front rows")
+    found = sealed.unseal(hub.store.get(KEY, 0, records.MOST_BYTES + 1), KEY, "front rows")
     rows, front = found["rows"], found["front"]
     wanted = {
         "task": str, "kind": str, "labels": int, "version": int, "metrics": dict, "stored": int, "full": int,
@@ -139,7 +140,7 @@ def _row(record: VersionRecord, tags: Iterable[str]) -> Row:
     head = sum(section.data.size for section in record.sections if section.group == "head")
     full = manifest.mask.n * ITEMSIZE[values] + head if manifest.mask else 0
     return Row(
-        record.task, manifest.kind, len(manifest.labels), record.number, dict(list(manifest.metrics.items())[:2]),
+        record.task, manifest.kind, len(manifest.labels), record.number, manifest.headline,
         record.stored + len(record.to_bytes()), full, list(tags), manifest.licence or "", manifest.base.id,
     )  # fmt: skip
 
@@ -164,11 +165,14 @@ def _page(rows: Mapping[str, Row], url: str, old: str, made: Mapping[str, str]) 
 
 
 def _read_front(content: str) -> dict[str, Any] | None:
-    """None where it is no mapping: then it is text like the rest."""
+    """None where it is no mapping, or one too large or deep to write again: then it is text like the rest."""
     import yaml
 
+    if len(content) > _MOST_FRONT:
+        return None
     try:
         found = yaml.safe_load(content)
+        yaml.safe_dump(found)  # takes more levels of the stack than reading
     except (yaml.YAMLError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else {} if found is None else None

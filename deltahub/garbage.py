@@ -132,7 +132,18 @@ def _survey(store: Store, now: float, grace: float, known: dict[str, set[str]]) 
     marks = [entry for entry in store.list("collecting") if keys.is_mark(entry.key)]
     loose += [entry for entry in marks if now - entry.modified >= _MARK_SECONDS]
     chosen = [entry for entry in loose if now - entry.modified >= grace]
+    if not known and any(keys.is_blob(entry.key) for entry in chosen):
+        _check_listed(store)
     return chosen, len(loose) - len(chosen)
+
+
+def _check_listed(store: Store) -> None:
+    """Asks in another way whether there is no record at all: an answer without anything may be no answer."""
+    if _live({entry.key for entry in store.list()}):
+        raise StoreError(
+            f"{store.url} lists no record in its folders, and has some, so nothing is deleted",
+            hint="check what answers there, then run gc again",
+        )
 
 
 def _delete(store: Store, chosen: list[Entry], before: float, deadline: float, deleted: list[Entry]) -> bool:
@@ -171,9 +182,12 @@ def _blobs_of(key: str, data: bytes) -> set[str]:
 
 def _records(store: Store) -> list[str]:
     """Keys of the records of masks and of live versions."""
-    below = {entry.key for entry in store.list("tasks")}
-    live = [key for key in below if keys.parse(key)[1] == "version" and keys.tombstone_of(key) not in below]
-    return live + [entry.key for entry in store.list("masks") if keys.digest_of(entry.key)]
+    return _live({entry.key for folder in ("tasks", "masks") for entry in store.list(folder)})
+
+
+def _live(found: set[str]) -> list[str]:
+    versions = [key for key in found if keys.parse(key)[1] == "version" and keys.tombstone_of(key) not in found]
+    return versions + [key for key in found if key.startswith("masks/") and keys.digest_of(key)]
 
 
 def _half_removed(store: Store) -> list[Entry]:

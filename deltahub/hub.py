@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from deltahub import card, formats, garbage, keys, pushing, records, signatures, verification, versions
+from deltahub import changes, formats, garbage, keys, pushing, records, signatures, verification, versions
 from deltahub.delta import Delta
-from deltahub.errors import FormatError, HubError, NotFoundError, UsageError
+from deltahub.errors import FormatError, NotFoundError
 from deltahub.garbage import GcReport
 from deltahub.keys import Listing, TaskInfo
 from deltahub.manifest import MaskRef
-from deltahub.names import check_tag, check_task, parse_reference
+from deltahub.names import check_task, parse_reference
+from deltahub.presence import Remembered
 from deltahub.pushing import TaskVersion
 from deltahub.records import MaskRecord, VersionRecord
 from deltahub.signatures import Signature
@@ -42,6 +43,7 @@ class Hub:
     def __init__(self, store: Store, required: tuple[VerifyKey, ...] = ()) -> None:
         self.store = store
         self.required = required
+        self.remembered = Remembered(store)
 
     @staticmethod
     def open(url: str | Path, *, create: bool = True, cache: BlobCache | None = None, pace: Pace | None = None) -> Hub:
@@ -151,7 +153,7 @@ class Hub:
                 raise NotFoundError(f"{task} has no tag {which}", got=", ".join(sorted(found.tags)) or "no tags at all")
             which = self._read_tag(task, which)
         number = found.live[-1] if which is None else which
-        _check_number(found, task, number)
+        self._check_number(found, task, number)
         record = self._record(task, number)
         if self.required:
             signatures.check(self.store, record, found.signatures.get(number, ()), self.required)
@@ -175,27 +177,11 @@ class Hub:
 
     def tag(self, task: str, number: int, tag: str) -> None:
         """Makes ``tag`` name version ``number``; moves it if it named another."""
-        check_tag(tag)
-
-        def work(inside: Hub) -> None:
-            inside.version(f"{task}@{number}")
-            inside.store.put(keys.tag(task, tag), records.tag_bytes(number))
-            card.update(inside, [task])
-
-        self.transacted(work)
+        changes.tag(self, task, number, tag)
 
     def untag(self, task: str, tag: str) -> None:
         """Raises NotFoundError where there is no such tag."""
-        check_tag(tag)
-        check_task(task)
-
-        def work(inside: Hub) -> None:
-            if tag not in inside._listing(task).tags:
-                raise NotFoundError(f"{task} has no tag {tag}")
-            inside.store.delete(keys.tag(task, tag))
-            card.update(inside, [task])
-
-        self.transacted(work)
+        changes.untag(self, task, tag)
 
     def remove(self, reference: str, *, force: bool = False) -> list[str]:
         """Removes ``task@3``, or with ``task`` all its versions and tags. Numbers are never used again.
@@ -206,31 +192,7 @@ class Hub:
         Raises:
             HubError: a tag names a version, and ``force`` is false; nothing was removed.
         """
-        return self.transacted(lambda inside: inside._remove(reference, force))
-
-    def _remove(self, reference: str, force: bool) -> list[str]:
-        task, which = parse_reference(reference)
-        if isinstance(which, str):
-            raise UsageError(
-                f"remove {reference}", expected="TASK or TASK@N", hint="`deltahub tag --delete` drops a tag"
-            )
-        found = self._existing(task)
-        if which is None:
-            chosen, named = found.live, sorted(found.tags)
-        else:  # the record is not read: a damaged one must be removable
-            _check_number(found, task, which)
-            chosen, named = [which], [tag for tag, number in self.tags(task).items() if number == which]
-        if named and not force:
-            raise HubError(f"{reference} is named by {', '.join(named)}", hint="move the tags, or use --force")
-        for tag in named:
-            self.store.delete(keys.tag(task, tag))
-        for number in chosen:
-            self.store.put_new(keys.tombstone(task, number), b"")
-            self.store.delete(keys.version(task, number))
-            for key_id in found.signatures.get(number, ()):
-                self.store.delete(keys.signature(task, number, key_id))
-        card.update(self, [task])
-        return [f"{task}@{number}" for number in chosen]
+        return changes.remove(self, reference, force)
 
     def transacted(self, work: Callable[[Hub], Result]) -> Result:
         """What ``work`` gives on a hub like this one, whose writes become visible together at its end where the store
@@ -283,6 +245,13 @@ class Hub:
             )
         return found
 
+    @staticmethod
+    def _check_number(found: Listing, task: str, number: int) -> None:
+        if number not in found.live:
+            raise NotFoundError(
+                f"{task} has no version {number}", got=_shown(found.live), hint="it was never pushed, or removed"
+            )
+
     def _record(self, task: str, number: int) -> VersionRecord:
         key = keys.version(task, number)
         record = VersionRecord.from_bytes(self.store.get(key, 0, records.MOST_BYTES + 1), key)
@@ -311,13 +280,6 @@ def _start(store: Store, url: str | Path) -> None:
     if found is not None and store.stat("hub.json") is None:  # another may be opening it at this moment
         raise FormatError(f"{url} has files but is no hub", got=found.key, hint="choose an empty folder")
     store.put_new("hub.json", records.HUB)
-
-
-def _check_number(found: Listing, task: str, number: int) -> None:
-    if number not in found.live:
-        raise NotFoundError(
-            f"{task} has no version {number}", got=_shown(found.live), hint="it was never pushed, or removed"
-        )
 
 
 def _shown(items: Iterable[object]) -> str:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from deltahub import formats
-from deltahub.digest import is_digest
 from deltahub.errors import ManifestError, UsageError
+from deltahub.fields import digest_of, exactly, number_of, object_of, optional_text, part_of, text_of
 from deltahub.names import KINDS, check_task
 from deltahub.tensorfile import strict_json
 
@@ -119,6 +118,16 @@ class Manifest:
             1 if all(name == "values" and lossy.bits for name, lossy in self.quantization.items()) else FORMAT_VERSION
         )
 
+    @property
+    def headline(self) -> dict[str, float]:
+        """The two metrics that say most, for a line about the task: of its test rows, else of its validation rows."""
+
+        def rank(name: str) -> int:
+            ranks = {"test": 0, "validation": 1, "train": 3, "best": 3}
+            return 4 if name.endswith("_rows") else ranks.get(name.partition("_")[0], 2)
+
+        return {name: self.metrics[name] for name in sorted(self.metrics, key=lambda name: (rank(name), name))[:2]}
+
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, no blanks, so that equal manifests are equal bytes.
 
@@ -176,13 +185,13 @@ def _first_quantization(lossy: Quantization | None) -> dict[str, Plain] | None:
 
 
 def _manifest(document: dict[str, Any], version: int) -> Manifest:
-    _exactly(document, Manifest, "the manifest")
-    task = _text(document, "task", 100)
+    exactly(document, Manifest, "the manifest")
+    task = text_of(document, "task", 100)
     try:
         check_task(task)
     except UsageError as error:
         raise ManifestError(str(error)) from None
-    created = _text(document, "created", 20)
+    created = text_of(document, "created", 20)
     if not _CREATED.fullmatch(created):
         raise ManifestError("created", expected="YYYY-MM-DDTHH:MM:SSZ", got=ascii(created))
     if document["kind"] not in KINDS:
@@ -201,30 +210,30 @@ def _manifest(document: dict[str, Any], version: int) -> Manifest:
         base=read_base(document["base"]),
         mask=None if document["mask"] is None else _mask(document["mask"]),
         labels=tuple(labels),
-        method=_object(document, "method"),
+        method=object_of(document, "method"),
         metrics=_metrics(document["metrics"]),
-        inputs=_object(document, "inputs"),
-        backbone_prefix=_text(document, "backbone_prefix", 200),
-        architecture=_optional(document, "architecture", 200),
-        licence=_optional(document, "licence", 200),
+        inputs=object_of(document, "inputs"),
+        backbone_prefix=text_of(document, "backbone_prefix", 200),
+        architecture=optional_text(document, "architecture", 200),
+        licence=optional_text(document, "licence", 200),
         created=created,
-        parent=_optional(document, "parent", 120),
+        parent=optional_text(document, "parent", 120),
         quantization=(_read_first if version == 1 else _quantization)(document["quantization"]),
     )
 
 
 def read_base(found: object) -> BaseRef:
     """Raises ManifestError unless ``found`` is an object of exactly digest, id and revision."""
-    part = _part(found, BaseRef, "base")
-    return BaseRef(_digest(part, "base"), _text(part, "id", 1000), _optional(part, "revision", 200))
+    part = part_of(found, BaseRef, "base")
+    return BaseRef(digest_of(part, "base"), text_of(part, "id", 1000), optional_text(part, "revision", 200))
 
 
 def _mask(found: object) -> MaskRef:
-    part = _part(found, MaskRef, "mask")
+    part = part_of(found, MaskRef, "mask")
     k, n = part["k"], part["n"]
     if type(k) is not int or type(n) is not int or not 0 < k <= n < 1 << 48:
         raise ManifestError("mask", expected="whole numbers 0 < k <= n < 2^48", got=f"k {k!r}, n {n!r}"[:60])
-    return MaskRef(_digest(part, "mask"), k, n, _object(part, "recipe"))
+    return MaskRef(digest_of(part, "mask"), k, n, object_of(part, "recipe"))
 
 
 def _read_first(found: object) -> dict[str, Quantization]:
@@ -242,7 +251,7 @@ def _read_first(found: object) -> dict[str, Quantization]:
 def _quantization(found: object) -> dict[str, Quantization]:
     if not isinstance(found, dict) or not set(found) <= set(_ROUNDED_GROUPS):
         raise ManifestError("quantization", expected=f"an object of {', '.join(_ROUNDED_GROUPS)}")
-    parts = {name: _part(item, Quantization, f"quantization.{name}") for name, item in found.items()}
+    parts = {name: part_of(item, Quantization, f"quantization.{name}") for name, item in found.items()}
     for part in parts.values():
         if part["rounding"] not in ROUNDINGS[1:]:
             raise ManifestError("rounding", expected=" or ".join(ROUNDINGS[1:]), got=ascii(part["rounding"])[:40])
@@ -256,58 +265,10 @@ def _rounding(rounding: str, part: dict[str, Any]) -> Quantization:
         raise ManifestError(
             f"group of {rounding}", expected="null" if rounding == "bf16" else "1 to 2^20", got=ascii(group)[:40]
         )
-    return Quantization(rounding, group, _number(part, "max_error"), _number(part, "relative_rms"))
+    return Quantization(rounding, group, number_of(part, "max_error"), number_of(part, "relative_rms"))
 
 
 def _metrics(found: object) -> dict[str, float]:
     if not isinstance(found, dict) or len(found) > 1000:
         raise ManifestError("metrics", expected="an object of at most 1000 numbers")
-    return {name: _number(found, name) for name in found}
-
-
-def _part(found: object, kind: type, where: str) -> dict[str, Any]:
-    if not isinstance(found, dict):
-        raise ManifestError(where, expected="an object", got=type(found).__name__)
-    _exactly(found, kind, where)
-    return found
-
-
-def _exactly(found: dict[str, Any], kind: type, where: str) -> None:
-    wanted = {item.name for item in fields(kind)}
-    if missing := sorted(wanted - set(found)):
-        raise ManifestError(f"{where} lacks {', '.join(missing)}")
-    if unknown := sorted(set(found) - wanted):
-        raise ManifestError(
-            f"{where} has unknown fields {ascii(unknown)[:120]}", hint="a newer deltahub may have made it"
-        )
-
-
-def _text(found: dict[str, Any], name: str, most: int) -> str:
-    value = found[name]
-    if not isinstance(value, str) or len(value) > most or "\0" in value:
-        raise ManifestError(name, expected=f"a string of at most {most} characters", got=ascii(value)[:60])
-    return value
-
-
-def _optional(found: dict[str, Any], name: str, most: int) -> str | None:
-    return None if found[name] is None else _text(found, name, most)
-
-
-def _digest(found: dict[str, Any], where: str) -> str:
-    if not is_digest(digest := found["digest"]):
-        raise ManifestError(f"{where}.digest", expected="64 lower-case hex digits", got=ascii(digest)[:70])
-    return digest
-
-
-def _number(found: dict[str, Any], name: str) -> float:
-    value = found[name]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ManifestError(name[:80], expected="a finite number", got=ascii(value)[:40])
-    return value
-
-
-def _object(found: dict[str, Any], name: str) -> dict[str, Plain]:
-    value = found[name]
-    if not isinstance(value, dict):
-        raise ManifestError(name, expected="an object", got=type(value).__name__)
-    return value
+    return {name: number_of(found, name) for name in found}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+from functools import cache
 from pathlib import Path
 
 from deltahub.errors import CodecError
@@ -17,10 +18,17 @@ def limit() -> int:
     found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     if (own := resource.getrlimit(resource.RLIMIT_AS)[0]) != resource.RLIM_INFINITY:
         found.append(own)
+    return min([*found, *_of_container()])
+
+
+@cache
+def _of_container() -> tuple[int, ...]:
+    """Read once: every blob asks, and for a small one this would take as long as the blob."""
+    found = []
     for path in _CONTAINER:
         with contextlib.suppress(OSError, ValueError):  # no such file, or no limit ("max")
             found.append(int(path.read_text()))
-    return min(found)
+    return tuple(found)
 
 
 def check(size: int, what: str) -> None:

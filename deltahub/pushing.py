@@ -12,7 +12,7 @@ from deltahub import card, garbage, keys, parallel, records, signatures, version
 from deltahub.delta import Delta
 from deltahub.errors import FormatError, HubError, IntegrityError, MismatchError, NotFoundError
 from deltahub.keys import Listing
-from deltahub.manifest import BaseRef
+from deltahub.manifest import BaseRef, MaskRef
 from deltahub.names import check_tag, check_task
 from deltahub.records import MaskRecord, Section, VersionRecord
 from deltahub.rounding import check_rounding, round_delta
@@ -82,7 +82,10 @@ def _push(
     listing = hub._listing(delta.task)
     _next_number(listing, delta.task)  # refused before anything is written
     _keep_mask(hub, delta, mask, check)
-    keep_base(hub.store, delta.manifest.base)
+    base = delta.manifest.base
+    if check or keys.base(base.digest) not in hub.remembered:
+        keep_base(hub.store, base)
+        hub.remembered.add(keys.base(base.digest))
     sections = encoded()
     return _equal_to_newest(hub, listing, delta, sections, check) or _add(
         hub, listing, delta, sections, check, progress
@@ -154,14 +157,21 @@ def _keep_mask(hub: Hub, delta: Delta, mask: Mask | None, check: bool) -> None:
         )
     if mask is not None:
         push_mask(hub, mask, check=check)
-    elif ref is not None and hub.store.stat(keys.mask(ref.digest)) is None:
-        if not ref.rebuildable:
-            raise NotFoundError(
-                f"mask {ref.digest[:16]} of {delta.task} is not in the hub, and no recipe can rebuild it",
-                hint="give its file once with --mask",
-            )
-        record = MaskRecord(ref.digest, delta.manifest.base, ref.n, ref.k, dict(ref.recipe), None)
-        hub.store.put_new(keys.mask(ref.digest), record.to_bytes())
+    elif ref is not None and (check or keys.mask(ref.digest) not in hub.remembered):
+        _keep_recipe(hub.store, delta, ref)
+        hub.remembered.add(keys.mask(ref.digest))
+
+
+def _keep_recipe(store: Store, delta: Delta, ref: MaskRef) -> None:
+    if store.stat(keys.mask(ref.digest)) is not None:
+        return
+    if not ref.rebuildable:
+        raise NotFoundError(
+            f"mask {ref.digest[:16]} of {delta.task} is not in the hub, and no recipe can rebuild it",
+            hint="give its file once with --mask",
+        )
+    record = MaskRecord(ref.digest, delta.manifest.base, ref.n, ref.k, dict(ref.recipe), None)
+    store.put_new(keys.mask(ref.digest), record.to_bytes())
 
 
 def _equal_to_newest(

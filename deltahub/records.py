@@ -1,8 +1,7 @@
-"""The JSON documents of a hub: canonical bytes, sealed with a checksum, read without trust. FORMAT.md has the text."""
+"""The JSON documents of a hub, each sealed with a checksum and read without trust. FORMAT.md has the text."""
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -10,13 +9,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from deltahub import digest, formats, keys, tensorfile
+from deltahub import keys, sealed, tensorfile
 from deltahub.delta import GROUPS
 from deltahub.digest import is_digest
-from deltahub.errors import FormatError, IntegrityError
+from deltahub.errors import FormatError
 from deltahub.manifest import BaseRef, Manifest
 from deltahub.rawtensor import FLOATS, ITEMSIZE
-from deltahub.tensorfile import strict_json
 
 HUB = b'{"format":"deltahub","format_version":1}'
 FORMAT_VERSION = 2
@@ -113,12 +111,12 @@ class VersionRecord:
         ]
         document = {name: getattr(self, name) for name in ("task", "number", "digest", "size", "pushed")}
         document |= {"format_version": self.format_version, "manifest": self.manifest_json, "sections": sections}
-        return seal(document)
+        return sealed.seal(document)
 
     @staticmethod
     def from_bytes(data: bytes, what: str) -> VersionRecord:
         """Raises FormatError or IntegrityError, named by ``what``, unless all fields are there and fit each other."""
-        fields = unseal(data, what, "task number digest size pushed manifest sections", newest=FORMAT_VERSION)
+        fields = sealed.unseal(data, what, "task number digest size pushed manifest sections", newest=FORMAT_VERSION)
         version = fields.pop("format_version")
         good = (
             isinstance(fields["task"], str)
@@ -164,12 +162,12 @@ class MaskRecord:
     def to_bytes(self) -> bytes:
         document: dict[str, Any] = {"format_version": 1, "digest": self.digest, "n": self.n, "k": self.k}
         document |= {"base": vars(self.base), "recipe": dict(self.recipe)}
-        return seal(document | {"data": None if self.data is None else _blob_json(self.data)})
+        return sealed.seal(document | {"data": None if self.data is None else _blob_json(self.data)})
 
     @staticmethod
     def from_bytes(data: bytes, what: str) -> MaskRecord:
         """Raises FormatError or IntegrityError, named by ``what``."""
-        fields = unseal(data, what, "digest base n k recipe data", newest=1)
+        fields = sealed.unseal(data, what, "digest base n k recipe data", newest=1)
         n, k = fields["n"], fields["k"]
         if not (_whole(n, _MOST_SIZE) and _whole(k, _MOST_SIZE) and 0 < k <= n and is_digest(fields["digest"])):
             raise FormatError(what, expected="a digest and k positions of n, 0 < k <= n")
@@ -184,74 +182,33 @@ class MaskRecord:
 
 
 def base_bytes(base: BaseRef) -> bytes:
-    return seal(vars(base))
+    return sealed.seal(vars(base))
 
 
 def read_base(data: bytes, what: str) -> BaseRef:
-    return _base_ref(unseal(data, what, "digest id revision"), what)
+    return _base_ref(sealed.unseal(data, what, "digest id revision"), what)
 
 
 def tag_bytes(number: int) -> bytes:
-    return seal({"version": number})
+    return sealed.seal({"version": number})
 
 
 def read_tag(data: bytes, what: str) -> int:
-    number = unseal(data, what, "version")["version"]
+    number = sealed.unseal(data, what, "version")["version"]
     if type(number) is not int or not 0 < number <= keys.MOST_NUMBER:
         raise FormatError(what, expected="a version number", got=repr(number)[:40])
     return number
 
 
 def lease_bytes(blobs: set[str]) -> bytes:
-    return seal({"blobs": sorted(blobs)})
+    return sealed.seal({"blobs": sorted(blobs)})
 
 
 def read_lease(data: bytes, what: str) -> set[str]:
-    blobs = unseal(data, what, "blobs")["blobs"]
+    blobs = sealed.unseal(data, what, "blobs")["blobs"]
     if not isinstance(blobs, list) or not all(is_digest(blob) for blob in blobs):
         raise FormatError(what, expected="a list of blobs")
     return set(blobs)
-
-
-def seal(document: Mapping[str, Any]) -> bytes:
-    """Canonical ASCII JSON with ``check``, the sha256 of the same without it: one flipped byte anywhere is seen."""
-    return _canonical({**document, "check": digest.of_bytes(_canonical(document))})
-
-
-def unseal(data: bytes, what: str, names: str, *, newest: int | None = None) -> dict[str, Any]:
-    """The fields of a sealed document, which must be exactly ``names``.
-
-    Args:
-        newest: where given, ``format_version`` must be there too, from 1 to this.
-
-    Raises:
-        FormatError: it is not such a document, or (NewerFormatError) one that a later deltahub wrote.
-        IntegrityError: its checksum is wrong, or its bytes are not canonical.
-    """
-    document = strict_json(data, what)
-    if not isinstance(document, dict):
-        raise FormatError(what, expected="a JSON object", got=type(document).__name__)
-    document.pop("check", None)
-    try:
-        sealed = seal(document)
-    except RecursionError:  # nested just within the reader's limit
-        raise FormatError(what, expected="few levels") from None
-    if sealed != data:
-        raise IntegrityError(f"{what} is damaged", hint="its checksum is wrong; restore the file, or remove what it is")
-    wanted = set(names.split())
-    if newest is not None:
-        version, wanted = document.get("format_version"), wanted | {"format_version"}
-        if type(version) is not int or not 1 <= version <= newest:
-            if type(version) is int and version > newest:
-                raise formats.newer(what, version, newest)
-            raise FormatError(f"format_version of {what}", expected=f"1 to {newest}", got=repr(version)[:40])
-    if set(document) != wanted:
-        raise FormatError(f"fields of {what}", expected=names, got=ascii(sorted(document))[:120])
-    return document
-
-
-def _canonical(document: Mapping[str, Any]) -> bytes:
-    return json.dumps(document, ensure_ascii=True, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
 def _blob_json(data: Blob) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from deltahub import digest, keys, parallel, records, signing
+from deltahub import digest, keys, parallel, sealed, signing
 from deltahub.errors import FormatError, IntegrityError, NotFoundError, SignatureError, UsageError
 from deltahub.records import VersionRecord
 from deltahub.signing import SIGNATURE_BYTES, SigningKey, VerifyKey
@@ -57,7 +57,7 @@ def sign(store: Store, record: VersionRecord, key: SigningKey) -> Signature:
     made = key.verify_key
     where = keys.signature(record.task, record.number, made.id)
     signature = signing.to_base64(key.sign(statement_of(record)))
-    data = records.seal({"format_version": 1, "key": made.text, "signature": signature})
+    data = sealed.seal({"format_version": 1, "key": made.text, "signature": signature})
     if not store.put_new(where, data) and store.get(where, 0, _MOST_BYTES) != data:
         store.put(where, data)
     return Signature(record.reference, made.id, made)
@@ -85,7 +85,7 @@ def read_object(data: bytes, what: str) -> tuple[bytes, bytes]:
     """
     if len(data) > _MOST_BYTES:
         raise FormatError(what, expected=f"at most {_MOST_BYTES} bytes")
-    fields = records.unseal(data, what, "key signature", newest=1)
+    fields = sealed.unseal(data, what, "key signature", newest=1)
     key, signature = fields["key"], fields["signature"]
     if not isinstance(key, str) or not isinstance(signature, str):
         raise FormatError(what, expected="a key and a signature")
@@ -148,13 +148,6 @@ def check(store: Store, record: VersionRecord, key_ids: Collection[str], wanted:
         got=(f"one by {', '.join(good)}" if good else "none") + (f" ({bad})" if bad else ""),
         hint="whoever has the private key can add one: `deltahub sign`",
     )  # fmt: skip
-
-
-def check_one(store: Store, record: VersionRecord, key_id: str) -> None:
-    """Raises IntegrityError unless this signature of ``record`` is good."""
-    found = _read(store, record, key_id)
-    if found.problem is not None:
-        raise IntegrityError(found.problem, hint="delete that file, or sign the version again")
 
 
 def wanted_keys(found: Sequence[VerifyKey]) -> tuple[VerifyKey, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import importlib.util
 import os
 import stat
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 SIGNATURE_BYTES = 64
 _KEY_BYTES = 32
 _MOST_FILE = 1 << 20
+_MOST_PASSPHRASE = 1023
 _PREFIX = "ed25519:"
 _MODULUS = 2**255 - 19
 _WEAK = {
@@ -153,7 +155,7 @@ class SigningKey:
             if passphrase is None:
                 hint = "set $DELTAHUB_KEY_PASSPHRASE, or run this on a terminal"
                 raise UsageError(f"{path} needs its passphrase", hint=hint)
-            secret = (passphrase if isinstance(passphrase, str) else passphrase()).encode()
+            secret = _secret(passphrase if isinstance(passphrase, str) else passphrase())
         try:
             found = load_pem_private_key(data, secret)
         except (ValueError, TypeError, UnsupportedAlgorithm):
@@ -180,14 +182,15 @@ class SigningKey:
             passphrase: encrypts it.
 
         Raises:
-            UsageError: the file exists, since what a lost key signed cannot be signed again; an empty passphrase.
+            UsageError: the file exists, since what a lost key signed cannot be signed again; a passphrase that is
+                empty, too long or no text.
             StoreError: it cannot be written.
         """
         from cryptography.hazmat.primitives import serialization as form
 
         if passphrase == "":
             raise UsageError("an empty passphrase", hint="leave it out, or give one")
-        how = form.BestAvailableEncryption(passphrase.encode()) if passphrase else form.NoEncryption()
+        how = form.BestAvailableEncryption(_secret(passphrase)) if passphrase else form.NoEncryption()
         data = self._private.private_bytes(form.Encoding.PEM, form.PrivateFormat.PKCS8, how)
         if not write_atomic(Path(path), [data], exclusive=True, private=True):
             raise UsageError(f"{path} exists", hint="give another name; a key is never replaced")
@@ -230,6 +233,14 @@ def from_base64(text: str, size: int) -> bytes | None:
     except ValueError:
         return None
     return data if len(data) == size and to_base64(data) == text else None
+
+
+def _secret(passphrase: str) -> bytes:
+    """Raises UsageError where no file can be encrypted with it."""
+    with contextlib.suppress(UnicodeEncodeError):  # bytes that are no text, as a shell may hand them on
+        if len(secret := passphrase.encode()) <= _MOST_PASSPHRASE:
+            return secret
+    raise UsageError("the passphrase", expected=f"at most {_MOST_PASSPHRASE} bytes of text")
 
 
 def _bytes_of(path: Path, *, private: bool) -> bytes:

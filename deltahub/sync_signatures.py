@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from deltahub import keys, parallel, signatures
+from deltahub import keys, parallel, signatures, signing
 from deltahub.hub import Hub
 from deltahub.sync_plan import BAD, Failure, TaskPlan
 
@@ -18,7 +18,7 @@ class CopiedSignatures:
         copied: ``a@2 by 8c1d6f1e6a5f0b2c``.
         dropped: versions of the source, ``a@2``, whose signatures say nothing of what the target has: it has them under
             another number, or in another record.
-        failed: signatures that are damaged in the source.
+        failed: signatures that are damaged in the source, or not known to be good where the target has another.
     """
 
     copied: list[str] = field(default_factory=list)
@@ -32,7 +32,7 @@ def copy_signatures(
     """Copies the signatures of versions that the target has by now.
 
     Args:
-        check: also replaces those that differ in the target.
+        check: also replaces those that differ in the target, by good ones.
         dry_run: only tells what would be copied, by the numbers.
     """
     items = [(one, number) for one in plans for number in one.signed if number in one.numbers]
@@ -85,6 +85,17 @@ def _copy(source: Hub, target: Hub, one: TaskPlan, number: int, *, check: bool) 
         if target.store.put_new(key, data):
             made.copied.append(what)
         elif check and target.store.get(key) != data:
-            target.store.put(key, data)
-            made.copied.append(what)
+            if _is_good(source, one.task, number, key_id):
+                target.store.put(key, data)
+                made.copied.append(what)
+            else:
+                made.failed.append(Failure(f"the signature of {what}", "another is there, and this one is not good"))
     return made
+
+
+def _is_good(source: Hub, task: str, number: int, key_id: str) -> bool:
+    """Only then it takes the place of another, which may be the good one; False also where nothing can tell."""
+    if not signing.is_available():
+        return False
+    [found] = signatures.of_record(source.store, source._record(task, number), [key_id])
+    return found.valid

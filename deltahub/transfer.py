@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -76,6 +77,8 @@ def pull_files(
         NotFoundError: no such task, version or tag.
     """
     folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file", expected="a folder for several tasks")
     records = _records(hub, references)
     with store_errors(folder):
         folder.mkdir(exist_ok=True)
@@ -105,8 +108,7 @@ def _records(hub: Hub, references: Sequence[str]) -> list[VersionRecord]:
     """What the references mean, in their order; one listing of the hub serves all globs."""
     infos = {info.task: info for info in hub.tasks()} if any(map(is_glob, references)) else {}
     chosen = [name for reference in references for name in _names(reference, infos, hub.store.url)]
-    tasks = [task_of(name) for name in chosen]
-    twice = next((task for task in tasks if tasks.count(task) > 1), None)
+    twice = next((task for task, times in Counter(map(task_of, chosen)).items() if times > 1), None)
     if twice is not None:
         raise UsageError(f"{twice} is asked for twice", expected="each task once", hint="pull them one by one with -o")
     records: dict[str, VersionRecord] = {}

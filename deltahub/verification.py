@@ -22,6 +22,9 @@ __all__ = ["Problem", "Repaired", "VerifyReport", "verify"]
 _MOST = records.MOST_BYTES + 1
 _PIECE = 8 << 20  # a loose blob may have any size
 
+_ROUNDS = 3
+"""Of mending: what belongs to a record, such as its signatures, can be judged only when that is whole."""
+
 _Job = Callable[[], None]
 
 
@@ -45,8 +48,14 @@ def verify(hub: Hub, progress: Progress | None = None, *, repair: Hub | None = N
         return check.report()
     from deltahub.repair import mend
 
-    repaired, unmended = mend(hub, repair, check.merged())
-    check.again([one.key for one in repaired])
+    repaired: list[Repaired] = []
+    unmended: dict[str, str] = {}
+    for _ in range(_ROUNDS):
+        found, unmended = mend(hub, repair, check.merged())
+        repaired += found
+        check.again([one.key for one in found])
+        if not found or {problem.key for problem in check.merged()} <= unmended.keys():
+            break
     return check.report(repaired, unmended)
 
 

@@ -235,6 +235,7 @@ def _check_stored(blob: Blob, owner: str, found: str) -> None:
 
 
 def _fetch(store: Store, blob: Blob, owner: str) -> bytes:
+    memory.check(blob.stored, f"blob {blob.blob[:16]} of {owner}")
     try:
         stored = store.get(keys.blob(blob.blob), 0, blob.stored + 1)
     except NotFoundError:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from xdist.scheduler import LoadFileScheduling
 
 from deltahub.checkpoint import Base
 from tests.models import write_base
@@ -33,11 +34,21 @@ _WITH_RAY = "tests/serve/app/"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file stays with one worker, and so do all tests of the one Ray, which come first since they wait the most."""
-    for item in items:
-        file = item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(_WITH_RAY if file.startswith(_WITH_RAY) else file))
+    """The tests of the one Ray come first: they wait the most."""
     items.sort(key=lambda item: not item.nodeid.startswith(_WITH_RAY))
+
+
+class _Scheduling(LoadFileScheduling):  # type: ignore[misc]
+    """A file stays with one worker, and so do all tests of the one Ray."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file: str = super()._split_scope(nodeid)
+        return _WITH_RAY if file.startswith(_WITH_RAY) else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> _Scheduling:
+    return _Scheduling(config, log)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 
-from deltahub import keys, records
+from deltahub import keys, records, sealed
 from deltahub.hub import Hub
 from deltahub.signing import SigningKey, VerifyKey
 from deltahub.stores import MemoryStore
@@ -43,11 +43,11 @@ def put(hub: Hub, key: str, data: bytes) -> None:
 
 def forged(key: VerifyKey | str, signature: bytes, version: int = 1) -> bytes:
     text = key if isinstance(key, str) else key.text
-    return records.seal({"format_version": version, "key": text, "signature": base64.b64encode(signature).decode()})
+    return sealed.seal({"format_version": version, "key": text, "signature": base64.b64encode(signature).decode()})
 
 
 def renamed(data: bytes, task: str, number: int) -> bytes:
     """The record with another name in it, sealed again."""
     document = json.loads(data) | {"task": task, "number": number}
     document.pop("check")
-    return records.seal(document)
+    return sealed.seal(document)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 import pytest
@@ -86,7 +87,19 @@ def test_front_matter_follows_the_tasks_where_nobody_wrote_it(hub: Hub):
     assert front(hub)["license"] == "other"
 
 
-@pytest.mark.parametrize("old", ["---\n- a list\n---\ntext", "---\n{: [\n---\ntext", "---\nnever ends", "text", ""])
+@pytest.mark.parametrize(
+    "old",
+    [
+        "---\n- a list\n---\ntext",
+        "---\n{: [\n---\ntext",
+        "---\nnever ends",
+        "text",
+        "",
+        f"---\ndeep: {'[' * 400}{']' * 400}\n---\ntext",
+        f"---\nlarge: {'x' * (256 << 10)}\n---\ntext",
+    ],
+    ids=range(7),
+)
 def test_a_front_matter_that_is_none_is_text(hub: Hub, old):
     hub.store.put("README.md", old.encode())
     hub.push(tiny("a", 1))
@@ -143,3 +156,14 @@ def test_the_command_prints_it_or_keeps_a_file_up_to_date(tmp_path, capsys):
     assert "Mine.\n" in file.read_text()
     assert file.read_text().count("## Tasks") == 1
     assert "| b |" in file.read_text()
+
+
+def test_the_command_leaves_alone_what_is_no_page(tmp_path, capsys):
+    Hub.open(tmp_path / "hub")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "large").write_bytes(bytes(card.MOST_PAGE + 1))
+    for name, told in (("pipe", "not a regular file"), ("large", "at most 4,194,304 bytes")):
+        assert main(["card", "--hub", str(tmp_path / "hub"), "-o", str(tmp_path / name)]) == 1
+        assert told in capsys.readouterr().err
+    assert (tmp_path / "pipe").is_fifo()
+    assert (tmp_path / "large").stat().st_size == card.MOST_PAGE + 1

@@ -17,16 +17,17 @@ LAYERS = [
     {"errors", "names"},
     {"digest", "memory"},
     {"files", "rawtensor", "keys", "signing"},
-    {"tensorfile", "formats"},
+    {"tensorfile", "formats", "sealed", "fields"},
     {"codecs", "stores", "manifest", "space"},
     {"checkpoint_files", "checkpoint", "selection", "mask", "delta", "fit", "records", "rounding"},
     {"backbone", "binding", "layout", "dense", "resident", "heads"}
     | {"pooling", "linear_head", "shared_head", "skeletons", "tokenizing", "encoding", "answers", "task_model"}
     | {"sentences"},
     {"parallel", "presence"},
-    {"hub", "pushing", "versions", "garbage", "verification", "report", "card"} | {"signatures", "repair", "verified"},
+    {"hub", "changes", "pushing", "versions", "garbage", "verification", "report", "card"}
+    | {"signatures", "repair", "verified"},
     {"transfer", "syncing", "sync_plan", "tuning", "convert", "merging", "compare", "predict", "replies", "client"}
-    | {"sync_signatures"},
+    | {"sync_signatures", "sync_group"},
     {"cli"},
 ]
 """From the bottom up: a module imports from its own layer or from one below."""

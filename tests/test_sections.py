@@ -10,7 +10,8 @@ from deltahub.delta import Delta
 from deltahub.errors import DeltahubError, FormatError
 from deltahub.hub import Hub
 from deltahub.manifest import ROUNDINGS, Quantization
-from deltahub.records import VersionRecord, seal, unseal
+from deltahub.records import VersionRecord
+from deltahub.sealed import seal, unseal
 from deltahub.versions import ALONE
 from tests.test_hub import blobs, f32, tiny
 from tests.test_rounding import group_of, whole

@@ -7,7 +7,7 @@ import pytest
 from deltahub import keys
 from deltahub.hub import Hub
 from deltahub.syncing import sync
-from tests.signed import MINE, OTHER, WANTED, everything, new_hub, signature_key, signed_hub
+from tests.signed import MINE, OTHER, WANTED, everything, forged, new_hub, signature_key, signed_hub
 from tests.test_hub import dump, tiny
 
 
@@ -82,6 +82,15 @@ def test_a_check_heals_a_signature_in_the_target(source: Hub, target: Hub) -> No
     assert sync(source, target).signatures == ()
     assert sync(source, target, check=True).signatures == told(("b@1", MINE))
     assert target.verify().problems == ()
+
+
+def test_a_check_does_not_replace_a_good_signature_by_a_bad_one(source: Hub, target: Hub) -> None:
+    sync(source, target)
+    source.store.put(signature_key("b", 1), forged(MINE.verify_key, bytes(64)))
+    report = sync(source, target, check=True)
+    assert report.signatures == ()
+    assert [failure.what for failure in report.failed] == [f"the signature of {told(('b@1', MINE))[0]}"]
+    assert [one.valid for one in target.signatures("b")] == [True]
 
 
 def test_what_the_target_removed_gets_no_signature(source: Hub, target: Hub) -> None:

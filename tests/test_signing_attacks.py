@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deltahub import keys, records, signatures
+from deltahub import keys, sealed, signatures
 from deltahub.digest import of_bytes
 from deltahub.errors import DeltahubError, IntegrityError, SignatureError, UsageError
 from deltahub.hub import Hub
@@ -96,11 +96,11 @@ GOOD = forged(WANTED[0], bytes(64))
         forged(WANTED[0], bytes(64), version=2), forged(WANTED[0], bytes(63)), forged(WANTED[0], bytes(65)),
         forged("ed25519:" + "A" * 44, bytes(64)), forged(WANTED[0].text[:-1], bytes(64)),
         forged(WANTED[0].text.removeprefix("ed25519:"), bytes(64)), forged(WANTED[0].text + " c", bytes(64)),
-        records.seal({"format_version": 1, "key": WANTED[0].text, "signature": 7}),
-        records.seal({"format_version": 1, "key": None, "signature": ""}),
-        records.seal({"format_version": True, "key": WANTED[0].text, "signature": ""}),
-        records.seal({"format_version": 1, "key": WANTED[0].text}),
-        records.seal({"format_version": 1, "key": WANTED[0].text, "signature": "", "more": 1}),
+        sealed.seal({"format_version": 1, "key": WANTED[0].text, "signature": 7}),
+        sealed.seal({"format_version": 1, "key": None, "signature": ""}),
+        sealed.seal({"format_version": True, "key": WANTED[0].text, "signature": ""}),
+        sealed.seal({"format_version": 1, "key": WANTED[0].text}),
+        sealed.seal({"format_version": 1, "key": WANTED[0].text, "signature": "", "more": 1}),
     ],
 )  # fmt: skip
 def test_what_is_no_signature_is_refused_and_named(hub: Hub, data: bytes) -> None:
@@ -191,7 +191,7 @@ def _sealed_again(data: bytes) -> bytes:
     except ValueError:
         return data
     document.pop("check", None)
-    return records.seal(document)
+    return sealed.seal(document)
 
 
 @given(st.binary(max_size=300))

@@ -8,7 +8,7 @@ from importlib.resources import files
 
 import pytest
 
-from deltahub import keys, records, signatures
+from deltahub import keys, sealed, signatures
 from deltahub.digest import of_bytes
 from deltahub.errors import UsageError
 from deltahub.signing import SigningKey, VerifyKey
@@ -32,7 +32,7 @@ def test_bytes_are_as_the_text_says() -> None:
     statement = signatures.statement("sst2", 3, of_bytes(b"record"))
     assert statement == golden("statement").replace("\\n", "\n").encode()
     assert (
-        records.seal(
+        sealed.seal(
             {
                 "format_version": 1,
                 "key": key.verify_key.text,
@@ -76,6 +76,11 @@ def test_a_passphrase_is_needed_and_asked_for_only_then(tmp_path) -> None:
             SigningKey.load(tmp_path / "shut", wrong)
     with pytest.raises(UsageError, match="empty passphrase"):
         MINE.save(tmp_path / "empty", "")
+    for bad in ("\udcff", "ß" * 512):
+        with pytest.raises(UsageError, match="expected at most 1023 bytes of text"):
+            MINE.save(tmp_path / "empty", bad)
+        with pytest.raises(UsageError, match="expected at most 1023 bytes of text"):
+            SigningKey.load(tmp_path / "shut", bad)
     assert not (tmp_path / "empty").exists()
 
 

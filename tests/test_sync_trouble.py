@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 
-from deltahub import keys
+from deltahub import keys, sync_group
 from deltahub.errors import IntegrityError, StoreError
 from deltahub.hub import Hub
-from deltahub.parallel import for_each
+from deltahub.parallel import for_each, in_order
 from deltahub.stores import MemoryStore
 from deltahub.syncing import sync
 from tests.faults.soundness import assert_sound as sound
@@ -183,3 +184,61 @@ def test_of_several_jobs_the_first_failure_ends_the_others():
         for_each(job, range(100), 4)
     assert len(begun) < 20
     assert threading.active_count() < 50
+
+
+@pytest.mark.parametrize("at_once", [1, 4])
+def test_jobs_in_order_begin_after_what_they_need_and_before_what_waits(at_once):
+    needs = {f"record {number}": [f"blob {number}", "base"] for number in range(50)}
+    names = ["base", *(f"blob {number}" for number in range(50)), *needs]
+    told: list[str] = []
+
+    def job(name: str) -> str:
+        assert set(needs.get(name, ())) <= set(told)
+        return name.upper()
+
+    def done(name: str, result: str) -> None:
+        assert result == name.upper()
+        told.append(name)
+
+    in_order({name: partial(job, name) for name in names}, needs, at_once, done)
+    assert sorted(told) == sorted(names)
+    assert told.index("record 0") < told.index("blob 49")
+
+
+def test_of_jobs_in_order_the_first_failure_ends_the_others():
+    begun: list[int] = []
+
+    def job(number: int) -> None:
+        begun.append(number)
+        if number == 3:
+            raise IntegrityError("bad")
+
+    jobs = {str(number): partial(job, number) for number in range(100)}
+    needs = {str(number): [str(number - 1)] for number in range(1, 100)}
+    with pytest.raises(IntegrityError, match="bad"):
+        in_order(jobs, needs, 4, lambda *_: None)
+    assert begun == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("limit", ["_VERSIONS", "_SECTIONS", "_BYTES"])
+def test_no_lease_covers_more_than_a_group_may_hold(full, limit, monkeypatch):
+    monkeypatch.setattr(sync_group, limit, 1)
+    target, leases = empty(), []
+    watched = Watched(target.store, lambda _, method, key: leases.append(key) if method == "put" else None)
+    assert len(sync(Hub(full), Hub(watched)).copied) == 5
+    assert sum(keys.is_lease(key) for key in leases) == 5
+    assert content(target) == content(Hub(full))
+
+
+def test_a_version_is_there_as_soon_as_what_it_needs_is(full):
+    """Not only when all blobs of all versions are: what a sync that dies later has copied counts."""
+    target = empty()
+    methods: list[str] = []
+    watched = Watched(target.store, lambda _, method, key: methods.append(f"{method} {key}"))
+    sync(Hub(full), Hub(watched))
+    records = [index for index, one in enumerate(methods) if one.startswith("put_new tasks/")]
+    blobs_put = [index for index, one in enumerate(methods) if one.startswith("put blobs/")]
+    looks = [index for index, one in enumerate(methods) if one.startswith(("stat blobs/", "get blobs/"))]
+    assert records[0] < blobs_put[-1]
+    assert max(looks) > records[-1]
+    sound(target, content(Hub(full)))

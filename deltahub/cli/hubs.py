@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ from deltahub.cli import common, signing, syncs
 
 if TYPE_CHECKING:
     from deltahub.hub import Hub
+    from deltahub.stores.paced import Pace
 
 
 def add(commands: common.Commands) -> None:
@@ -165,17 +165,11 @@ def _versions(options: argparse.Namespace) -> None:
             [
                 row["version"], row["pushed"], str(row["digest"])[:16], row["size"], row["stored"],
                 ", ".join(tags[record.number]), ", ".join(map(signing.shown, signers[record.number])),
-                _metrics(record.manifest.metrics),
+                ", ".join(f"{name} {value:.4g}" for name, value in record.manifest.headline.items()),
             ]
             for row, record in zip(rows, records, strict=True)
         ),
     )  # fmt: skip
-
-
-def _metrics(found: Mapping[str, float]) -> str:
-    """Two of them, those on validation rows first."""
-    chosen = sorted(found, key=lambda name: not name.startswith("validation_") or name.endswith("_rows"))[:2]
-    return ", ".join(f"{name.removeprefix('validation_')} {found[name]:.4g}" for name in chosen)
 
 
 def _tag(options: argparse.Namespace) -> None:
@@ -196,10 +190,12 @@ def _remove(options: argparse.Namespace) -> None:
 
 def _verify(options: argparse.Namespace) -> None:
     from deltahub.errors import IntegrityError
+    from deltahub.hub import Hub
 
-    hub = common.open_hub(options)
+    pace = common.pace_of(options)
+    hub = Hub.open(options.hub, create=False, pace=pace)
     with common.progress("verify") as show:
-        report = hub.verify(progress=show, repair=_other_hub(options))
+        report = hub.verify(progress=show, repair=_other_hub(options, hub, pace))
     if options.json:
         common.print_json(asdict(report))
     else:
@@ -223,14 +219,14 @@ def _verify(options: argparse.Namespace) -> None:
         )
 
 
-def _other_hub(options: argparse.Namespace) -> Hub | None:
+def _other_hub(options: argparse.Namespace, hub: Hub, pace: Pace | None) -> Hub | None:
     from deltahub.errors import UsageError
     from deltahub.hub import Hub
 
     if options.repair is None:
         return None
-    other = Hub.open(options.repair, create=False, pace=common.pace_of(options))
-    if other.store.url == common.open_hub(options).store.url:
+    other = Hub.open(options.repair, create=False, pace=pace)
+    if other.store.url == hub.store.url:
         raise UsageError(f"--repair {options.repair}", expected="another hub than --hub")
     return other
 

@@ -51,17 +51,28 @@ def _report(options: argparse.Namespace) -> None:
 
 def _card(options: argparse.Namespace) -> None:
     from deltahub.card import text
-    from deltahub.files import store_errors, write_atomic
+    from deltahub.files import write_atomic
 
     hub = common.open_hub(options)
     if options.output is None:
         print(text(hub), end="")
         return
-    with store_errors(options.output):
-        there = options.output.exists()
-        old = options.output.read_bytes().decode(errors="surrogateescape") if there else ""
+    old = _page_at(options.output).decode(errors="surrogateescape") if options.output.exists() else ""
     write_atomic(options.output, [text(hub, old).encode(errors="surrogateescape")])
     print(options.output)
+
+
+def _page_at(path: Path) -> bytes:
+    """Raises FormatError for what is no page: a device may have no end."""
+    from deltahub.card import MOST_PAGE
+    from deltahub.errors import FormatError
+    from deltahub.tensorfile import open_regular
+
+    with open(open_regular(path), "rb") as file:
+        data = file.read(MOST_PAGE + 1)
+    if len(data) > MOST_PAGE:
+        raise FormatError(f"{path}", expected=f"a page of at most {MOST_PAGE:,} bytes", hint="give another -o")
+    return data
 
 
 def _print(found: Report) -> None:

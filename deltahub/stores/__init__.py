@@ -46,7 +46,7 @@ def open_store(url: str | Path) -> Store:
     if scheme == "file":
         path = unquote(rest.removeprefix("localhost"))
         if not path.startswith("/") or "\0" in path:
-            raise UsageError(f"hub {url!a}", expected="file:///absolute/path")
+            raise UsageError(f"hub {masked(url)!a}", expected="file:///absolute/path")
         return LocalStore(Path(path))
     if scheme == "memory":
         if not re.fullmatch(r"[A-Za-z0-9._-]{1,100}", rest):

@@ -112,7 +112,12 @@ class HfStore:
         prefix = check_folder(folder)
 
         def ask() -> Sequence[RepoFile]:
-            tree = self.api.list_repo_tree(self.repo, folder or None, recursive=True, revision=revision)
+            tree = [*self.api.list_repo_tree(self.repo, folder or None, recursive=True, revision=revision)]
+            if not tree and self._has_something(folder, revision):
+                raise StoreError(
+                    f"{self.url} lists nothing in {folder or 'it'}, though that is there",
+                    hint="check HF_ENDPOINT, the proxy and the network",
+                )
             return [item for item in tree if isinstance(item, RepoFile)]
 
         try:
@@ -148,11 +153,16 @@ class HfStore:
             self.patience.read,
         )  # fmt: skip
         try:
-            return self._call(f"{self.url}/{key}", reading.attempt, lambda: reading.received)
+            return self._call(f"{self.url}/{key}", reading.attempt, lambda: reading.kept)
         except NoRepoError:
             raise
         except NotFoundError:
             raise missing from None
+
+    def _has_something(self, folder: str, revision: str) -> bool:
+        """Whether a listing without anything lies: a folder of a repo is there because something is in it."""
+        asked = [folder] if folder else [".gitattributes", "hub.json"]
+        return bool(self.api.get_paths_info(self.repo, asked, revision=revision))
 
     def is_hidden(self, key: str) -> bool:
         return key in _HIDDEN
@@ -215,8 +225,10 @@ class HfStore:
             except Exception as error:
                 found = hf_client.cause(error)
                 if not hf_client.is_failure(found):
-                    if not isinstance(error, RuntimeError | ValueError):  # those are huggingface_hub's
+                    if not isinstance(error, (RuntimeError, *hf_client.ODD)):  # those are huggingface_hub's
                         raise
+                    if is_made():
+                        return
                     raise self._refused(found) from error
                 taken, passing = hf_client.status(found) in _TAKEN, hf_client.is_passing(found)
                 if (taken or passing) and is_made():

@@ -24,7 +24,7 @@ from deltahub.stores.secrecy import masked
 
 BUSY_STATUS = {408, 425, 429, 500, 502, 503, 504}
 _HttpError = next(kind for kind in HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError")  # httpx's, or httpx2's
-_ODD = (KeyError, TypeError, ValueError)
+ODD = (KeyError, TypeError, ValueError)
 """What huggingface_hub raises where an answer is not what it takes it for."""
 _FINAL = {"UnsupportedProtocol", "TooManyRedirects"}
 _LOGIN = "check the name, and `hf auth login` or HF_TOKEN with a token that may read it"
@@ -53,7 +53,7 @@ class Patience:
     attempts: int = 6
     wait: float = 0.5
     longest: float = 10.0
-    asked: float = 300.0
+    asked: float = 60.0
     read: float = 60.0
 
 
@@ -102,7 +102,7 @@ def attempted(
         except Exception as error:
             found = cause(error)
             if not is_failure(found):
-                if isinstance(error, _ODD):
+                if isinstance(error, ODD):
                     raise StoreError(
                         f"{what} is not answered as the Hugging Face Hub does ({type(error).__name__}: {error})"[:500],
                         hint="check HF_ENDPOINT, the proxy and the network",

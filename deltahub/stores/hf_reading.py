@@ -38,6 +38,11 @@ class Reading:
         self._pinned = _COMMIT.fullmatch(revision) is not None
         self._forget()
 
+    @property
+    def kept(self) -> int:
+        """Bytes that are not asked for again: those of a state that the server named."""
+        return self.received if self._pinned else 0
+
     def _forget(self) -> None:
         self._parts: list[bytes] = []
         self.received = 0

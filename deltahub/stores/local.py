@@ -7,6 +7,7 @@ import os
 import secrets
 import stat
 from collections.abc import Callable, Iterator
+from itertools import takewhile
 from pathlib import Path
 
 from deltahub.digest import BytesLike
@@ -93,7 +94,7 @@ class LocalStore(WriteByWrite):
 
     def _link(self, path: Path) -> Path | None:
         """The symbolic link between the root and ``path``, if there is one."""
-        return next((p for p in path.parents if self.root in p.parents and p.is_symlink()), None)
+        return next((p for p in takewhile(self.root.__ne__, path.parents) if p.is_symlink()), None)
 
     def _refuse_links(self, path: Path) -> None:
         if link := self._link(path):

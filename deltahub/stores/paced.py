@@ -52,7 +52,7 @@ class Pace:
         """Bytes to read at a time, so that the rate holds within a blob: those of a quarter of a second."""
         if self.bytes_per_second is None:
             return _MOST_STEP
-        return min(_MOST_STEP, max(_LEAST_STEP, int(self.bytes_per_second / _STEPS_PER_SECOND)))
+        return int(min(_MOST_STEP, max(_LEAST_STEP, self.bytes_per_second / _STEPS_PER_SECOND)))
 
     def take(self, size: int) -> None:
         """Waits until ``size`` bytes have had their time."""
@@ -111,7 +111,7 @@ def bytes_of(text: str) -> int:
     Raises:
         UsageError: anything else.
     """
-    match = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,9})?) ?([KMGT]?)B?", text.strip(), re.IGNORECASE)
+    match = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,9})?) ?([KMGT]?)B?", text.strip(), re.IGNORECASE | re.ASCII)
     if not match:
         raise UsageError(f"size {text[:40]!a}", expected="a number and B, kB, MB, GB or TB, such as 10MB")
     return int(float(match[1]) * _UNITS[match[2].upper()])

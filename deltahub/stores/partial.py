@@ -123,6 +123,8 @@ def remove(path: Path) -> bool:
     descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not _is_at(path, descriptor):  # finished since it was opened, and another download began in its place
+            return False
         path.unlink()
         return True
     except BlockingIOError:

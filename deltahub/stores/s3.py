@@ -20,7 +20,7 @@ from deltahub.digest import BytesLike
 from deltahub.errors import NotFoundError, StoreError, UsageError
 from deltahub.stores import s3_client
 from deltahub.stores.base import AT_ONCE, Entry, WriteByWrite, check_folder, check_key, is_key
-from deltahub.stores.s3_client import ConditionError, Patience
+from deltahub.stores.s3_client import ConditionError, Patience, told
 from deltahub.stores.s3_reading import Reading
 
 _MULTIPART = 64 << 20
@@ -74,6 +74,7 @@ class S3Store(WriteByWrite):
         except NotFoundError:
             self._find_bucket()
             return None
+        told(found, "ContentLength", "LastModified", "ETag")
         return Entry(key, found["ContentLength"], _seconds(found["LastModified"]), _md5(found))
 
     def get(self, key: str, start: int = 0, size: int | None = None) -> bytes:
@@ -93,7 +94,7 @@ class S3Store(WriteByWrite):
             self._put_parts(key, view)
             return
         body = _bytes(data)
-        self._call(key, lambda client: client.put_object(**self._object(key), Body=body))
+        told(self._call(key, lambda client: client.put_object(**self._object(key), Body=body)), "ETag")
 
     def put_new(self, key: str, data: BytesLike) -> bool:
         check_key(key)
@@ -130,8 +131,10 @@ class S3Store(WriteByWrite):
     def _listed(self, folder: str) -> Iterator[Entry]:
         options: dict[str, str] = {"Bucket": self.bucket, "Prefix": self.prefix + folder}
         while True:
-            page = self._call(folder, lambda client: client.list_objects_v2(**options))
+            page = told(self._call(folder, lambda client: client.list_objects_v2(**options)), "Name", "IsTruncated")
+            self._bucket_found = True
             for found in page.get("Contents", []):
+                told(found, "Key", "Size", "LastModified")
                 key = found["Key"].removeprefix(self.prefix)
                 # What some programs show as a folder is no key, and a server may list what it was not asked for.
                 if found["Key"].startswith(options["Prefix"]) and is_key(key):
@@ -146,7 +149,8 @@ class S3Store(WriteByWrite):
     def _find_bucket(self) -> None:
         """Raises StoreError where there is no bucket: the answer to `stat` is the same as for a missing object."""
         if not self._bucket_found:
-            self._call("", lambda client: client.list_objects_v2(Bucket=self.bucket, Prefix=self.prefix, MaxKeys=1))
+            one = {"Bucket": self.bucket, "Prefix": self.prefix, "MaxKeys": 1}
+            told(self._call("", lambda client: client.list_objects_v2(**one)), "Name", "IsTruncated")
             self._bucket_found = True
 
     def _create(self, key: str, body: bytes) -> bool:
@@ -154,7 +158,7 @@ class S3Store(WriteByWrite):
         writer = secrets.token_hex(16)
         options = {**self._object(key), "Body": body, "IfNoneMatch": "*", "Metadata": {"writer": writer}}
         try:
-            self._call(key, lambda client: client.put_object(**options))
+            told(self._call(key, lambda client: client.put_object(**options)), "ETag")
         except ConditionError:
             return self._writer(key) == writer
         return True
@@ -201,7 +205,7 @@ class S3Store(WriteByWrite):
             body = bytes(view[number * step : (number + 1) * step])
             request = {**upload, "PartNumber": number + 1, "Body": body}
             sent = self._call(key, lambda client: client.upload_part(**request))
-            return {"PartNumber": number + 1, "ETag": sent["ETag"]}
+            return {"PartNumber": number + 1, "ETag": told(sent, "ETag")["ETag"]}
 
         try:
             with ThreadPoolExecutor(_PARALLEL) as pool:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
 from aiobotocore.httpsession import AIOHTTPSession
+from aiobotocore.session import AioSession
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
@@ -19,9 +21,10 @@ from botocore.exceptions import (
     SSLError,
 )
 from botocore.parsers import ResponseParserError
+from botocore.utils import parse_timestamp
 from s3fs import S3FileSystem
 
-from deltahub.errors import NotFoundError, StoreError
+from deltahub.errors import NotFoundError, StoreError, UsageError
 from deltahub.stores.secrecy import masked
 
 _BUSY_STATUS = {408, 429, 500, 502, 503, 504}
@@ -93,14 +96,44 @@ def connect(patience: Patience) -> S3FileSystem:
         "response_checksum_validation": "when_required",  # a hub verifies all that it reads by sha256
         "http_session_cls": _Session,
     }
-    system = S3FileSystem(skip_instance_cache=True, use_listings_cache=False, config_kwargs=config)
-    system.connect()
+    session = AioSession()
+    session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=read_time)
+    system = S3FileSystem(session=session, skip_instance_cache=True, use_listings_cache=False, config_kwargs=config)
+    try:
+        system.connect()
+    except ValueError as error:
+        raise UsageError(f"S3 cannot be asked ({error})", hint="check AWS_ENDPOINT_URL and AWS_REGION") from None
     return system
+
+
+def read_time(text: str) -> datetime:
+    """As botocore reads a time, which for those of listings takes longer than all the rest of an entry."""
+    try:
+        found = datetime.fromisoformat(text)
+        if found.tzinfo:
+            return found
+    except ValueError:
+        pass
+    made: datetime = parse_timestamp(text)
+    return made
 
 
 def on_aws(client: Any) -> bool:
     host = urlsplit(client.meta.endpoint_url).hostname or ""
     return host.endswith((".amazonaws.com", ".amazonaws.com.cn"))
+
+
+def told(reply: dict[str, Any], *names: str) -> dict[str, Any]:
+    """Returns ``reply``; raises StoreError where it lacks what S3 always tells: then a proxy or a page answered.
+
+    An empty listing of such a page would make a collector delete everything.
+    """
+    if missing := [name for name in names if name not in reply]:
+        raise StoreError(
+            "the server does not answer as S3 does", expected=f"{', '.join(missing)} in its answer",
+            hint="check AWS_ENDPOINT_URL, the proxy and the network",
+        )  # fmt: skip
+    return reply
 
 
 def is_failure(error: BaseException) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 from botocore.exceptions import ClientError, IncompleteReadError
 
 from deltahub.errors import StoreError
-from deltahub.stores.s3_client import status
+from deltahub.stores.s3_client import status, told
 
 _PIECE = 1 << 20
 
@@ -49,6 +49,7 @@ class Reading:
         if first and not str(reply.get("ContentRange", "")).startswith(f"bytes {first}-"):
             raise StoreError("the server sends other bytes than it was asked for", expected=f"a range from {first}")
         if self._expected is None:
+            told(reply, "ContentLength", "ETag")
             self._expected = reply["ContentLength"] if self._size is None else min(reply["ContentLength"], self._size)
             self._tag = reply["ETag"]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from deltahub import keys, records, tensorfile
+from deltahub import keys, sealed, tensorfile
 from deltahub.checkpoint import Base
 from deltahub.delta import Delta
 from deltahub.digest import of_bytes
@@ -61,7 +61,7 @@ class Place:
         document = json.loads(hub.store.get(key))
         del document["check"]
         change(document)
-        hub.store.put(key, records.seal(document))
+        hub.store.put(key, sealed.seal(document))
         return hub
 
     def section(self, stored: bytes, **changes: Any) -> Hub:

@@ -12,7 +12,7 @@ import zstandard
 from deltahub import codecs, keys, tensorfile
 from deltahub.codecs.index import decode_index, encode_index
 from deltahub.errors import CodecError, FormatError, IntegrityError
-from tests.attacks.attack import MIB, RECORD, REFERENCE, Attack, Place, material
+from tests.attacks.attack import MIB, RECORD, REFERENCE, Attack, Place, material, values_of
 
 Run = Callable[[Place], object]
 _K = 745  # values of the delta, in F32
@@ -144,6 +144,9 @@ ATTACKS = [
                    lambda: b"", 4), CodecError),
     Attack(326, "a difference to bytes that are not there",
            _blob(lambda: b"x" * 4 * _K, {"codec": "planes-xor", "itemsize": 4, "planes": [_K] * 4}), FormatError),
+    Attack(327, "a blob of a terabyte for a few values",
+           lambda place: place.reseal(RECORD, lambda found: values_of(found).update(stored=1 << 40)).pull(REFERENCE),
+           CodecError),
     Attack(331, "positions outside the base",
            _index({**_WIDE, "planes": [2] * 6}, lambda: _gaps(0, 1 << 40), 2, 1000), CodecError),
     Attack(332, "positions whose sum overflows 64 bits",

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from deltahub import keys, records
+from deltahub import keys, records, sealed
 from deltahub.cli.common import printable
 from deltahub.delta import Delta
 from deltahub.errors import FormatError, IntegrityError, ManifestError, NotFoundError, UsageError
@@ -229,7 +229,7 @@ ATTACKS = [
     Attack(150, "a mask whose recipe is no object", _mask(recipe=["file"]), FormatError),
     Attack(151, "a base whose digest is a path", _other_base, FormatError),
     Attack(152, "a lease or mark that is torn", _lease(b'{"blobs":['), harmless="passed over; nothing is deleted"),
-    Attack(153, "a lease or mark of paths", _lease(records.seal({"blobs": ["../x"]})),
+    Attack(153, "a lease or mark of paths", _lease(sealed.seal({"blobs": ["../x"]})),
            harmless="passed over; nothing is deleted"),
     Attack(154, "a lease or mark of 100,000 nested lists", _lease(_deep(100_000).encode()),
            harmless="passed over; nothing is deleted"),

@@ -5,17 +5,18 @@ from __future__ import annotations
 from tests.attacks.attack import Elsewhere
 
 _CONTRACT = "tests/stores/test_contract.py::"
+_LOCAL = "tests/stores/test_local.py::"
 _S3 = "tests/stores/test_s3.py::"
 _FRAMES = "tests/codecs/test_frames.py::"
 
 ROWS = [
     Elsewhere(601, "22 unsafe keys, given to every method of every store",
               f"{_CONTRACT}test_unsafe_keys_are_refused_by_every_method", "refused (UsageError)"),
-    Elsewhere(602, "links in a store's folder, read", f"{_CONTRACT}test_symbolic_links_are_not_objects",
+    Elsewhere(602, "links in a store's folder, read", f"{_LOCAL}test_symbolic_links_are_not_objects",
               "refused (NotFoundError)"),
-    Elsewhere(603, "links in a store's folder, written through", f"{_CONTRACT}test_nothing_is_written_through_a_link",
+    Elsewhere(603, "links in a store's folder, written through", f"{_LOCAL}test_nothing_is_written_through_a_link",
               "refused (StoreError)"),
-    Elsewhere(604, "pipes in a store's folder", f"{_CONTRACT}test_special_files_are_not_objects",
+    Elsewhere(604, "pipes in a store's folder", f"{_LOCAL}test_special_files_are_not_objects",
               "refused (NotFoundError)"),
     Elsewhere(605, "a server that redirects to another", f"{_S3}test_a_redirect_is_not_followed",
               "refused (StoreError)"),

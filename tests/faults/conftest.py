@@ -18,12 +18,12 @@ def _counted(request: pytest.FixtureRequest) -> None:
     soundness.begin(request.function.__name__)
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def file_mask(base_of) -> Mask:
     return Mask.of_indices(base_of("bert"), np.arange(0, 3000, 7))
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def full(base_of, file_mask) -> tuple[MemoryStore, dict[str, bytes]]:
     """A store with three versions, tags, two masks, an orphan blob, and the bytes of what was pushed."""
     hub = Hub.open("memory://test-faults")

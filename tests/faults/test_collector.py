@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -12,7 +13,8 @@ from deltahub import keys, records
 from deltahub.digest import of_bytes
 from deltahub.errors import FormatError, IntegrityError, StoreError
 from deltahub.hub import Hub
-from deltahub.stores import MemoryStore
+from deltahub.stores import Entry, MemoryStore
+from deltahub.stores.wrapped import WrappedStore
 from tests.faults.soundness import assert_sound, count_run
 from tests.faults.stores import YOUNG, Watched, copy_of, some
 from tests.test_hub import blobs, dump, tiny
@@ -75,6 +77,25 @@ def test_a_dry_run_changes_nothing_and_tells_what_would_go(full):
     assert "pushing/dead.json" in planned.deleted
     assert sum(len(before[key][0]) for key in planned.deleted) == planned.bytes
     assert_sound(Hub(inner), expected)
+
+
+class Blank(WrappedStore):
+    """Lists nothing in ``tasks``, as a page of a proxy in place of a listing may seem to."""
+
+    def list(self, folder: str = "") -> Iterator[Entry]:
+        return iter(()) if folder == "tasks" else self.inner.list(folder)
+
+
+def test_a_place_that_lists_no_task_keeps_its_blobs(full):
+    inner = copy_of(full[0])
+    for key in [entry.key for entry in inner.list("masks")]:
+        inner.delete(key)
+    before = set(inner._objects)
+    for dry_run in (True, False):
+        with pytest.raises(StoreError, match="so nothing is deleted"):
+            Hub(Blank(inner)).gc(dry_run=dry_run, grace_seconds=0)
+    assert set(inner._objects) == before
+    count_run()
 
 
 def fail(what: str) -> None:
@@ -193,3 +214,13 @@ def test_a_number_that_came_and_went_meanwhile_is_not_used(full):
     assert Hub(Watched(inner, before)).push(tiny("a", 12)).number == 4
     assert_sound(Hub(inner), expected | {"a@4": dump(tiny("a", 12))})
     assert keys.version("a", 3) not in inner._objects
+
+
+def test_a_hub_whose_tasks_are_all_removed_gives_its_blobs_back():
+    hub = Hub(MemoryStore("emptied"))
+    hub.store.put("hub.json", records.HUB)
+    hub.push(tiny("a", 0))
+    hub.remove("a")
+    assert any(key.startswith("blobs/") for key in hub.gc(grace_seconds=0).deleted)
+    assert list(hub.store.list("blobs")) == []
+    assert_sound(hub, {})

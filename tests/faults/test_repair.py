@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from deltahub import keys, records
+from deltahub import keys, sealed
 from deltahub.cli import main
 from deltahub.errors import StoreError
 from deltahub.hub import Hub
@@ -98,7 +98,7 @@ def test_what_was_removed_stays_removed_and_what_is_newer_is_not_touched(full):
     store, expected = full
     inner = copy_of(store)
     Hub(inner).remove("a@1")
-    newer = records.seal({"format_version": 3, "what": "it has"})
+    newer = sealed.seal({"format_version": 3, "what": "it has"})
     inner.put(keys.version("b", 1), newer)
     report = Hub(inner).verify(repair=Hub(store))
     assert inner.get(keys.version("b", 1)) == newer
@@ -134,6 +134,20 @@ def test_a_damaged_signature_is_mended(full):
     assert [problem.key for problem in Hub(inner).verify().problems] == [where]
     report = Hub(inner).verify(repair=signed)
     assert ([one.key for one in report.repaired], report.problems, report.signatures) == ([where], (), 1)
+    assert_sound(Hub(inner), expected)
+
+
+def test_a_damaged_record_and_its_signature_are_mended_in_one_run(full):
+    store, expected = full
+    signed = Hub(copy_of(store, name="signed"))
+    key = SigningKey.generate()
+    signed.sign("a@1", key)
+    both = {keys.signature("a", 1, key.verify_key.id), keys.version("a", 1)}
+    inner = copy_of(signed.store)
+    for where in both:
+        inner.put(where, flipped(inner.get(where)))
+    report = Hub(inner).verify(repair=signed)
+    assert ({one.key for one in report.repaired}, report.problems, report.signatures) == (both, (), 1)
     assert_sound(Hub(inner), expected)
 
 

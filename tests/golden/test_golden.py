@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from deltahub import keys, records
+from deltahub import keys, sealed
 from deltahub.cli import main
 from deltahub.delta import Delta
 from deltahub.errors import FormatError, NewerFormatError
@@ -120,7 +120,7 @@ def test_later_records_and_files_ask_for_an_upgrade(tmp_path):
         inner.put(entry.key, (HERE / "hub" / entry.key).read_bytes())
     hub = Hub(inner)
     for key, known in ((keys.version("tone", 1), "1 to 2"), (keys.mask(MASKS[0]), "1")):
-        inner.put(key, records.seal({"format_version": 3, "packs": [1, 2]}))
+        inner.put(key, sealed.seal({"format_version": 3, "packs": [1, 2]}))
         words = rf"{re.escape(key)} has format 3, this deltahub reads {known}; upgrade deltahub"
         with pytest.raises(NewerFormatError, match=words):
             hub.pull("tone") if "tone" in key else hub.mask(MASKS[0])

@@ -83,6 +83,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self.answer(int(self.kind), {"error": "ordered"}, extra)
         if self.kind == "page":
             return self.answer(200, b"<html>Please log in to this network.</html>")
+        if self.kind == "empty":
+            return self.answer(200, {})
         if self.kind == "redirect":
             return self.answer(302, b"", {"Location": self.detail})
         return self.respond(urlsplit(path))
@@ -230,6 +232,8 @@ class _Api(_Handler):
         asked = parse_qs(self.body.decode())
         expand = asked.get("expand", ["false"])[0].lower() == "true"
         found = [self._file(commit, path, expand) for path in asked["paths"] if path in commit.files]
+        folders = [one for one in asked["paths"] if any(path.startswith(f"{one}/") for path in commit.files)]
+        found += [{"type": "directory", "path": one, "oid": "0" * 40, "size": 0} for one in folders]
         self.answer(200, found)
 
     def _preupload(self, commit: Commit, _: str) -> None:
@@ -284,6 +288,8 @@ class _Api(_Handler):
                 return self.fail(404, "EntryNotFound")
             made = self.repo.add(head["summary"], head["description"], added, gone)
         url = f"{self.hub.url}/{self.name}/commit/{made.oid}"
+        if self.kind == "mute":
+            return self.answer(200, {})
         return self.answer(200, {"success": True, "commitUrl": url, "commitOid": made.oid, "pullRequestUrl": None})
 
     def _resolve(self, commit: Commit, path: str) -> None:

@@ -28,7 +28,8 @@ class Fault:
     """What happens to the next ``times`` requests of ``method`` whose path holds ``part``.
 
     ``kind``: a status with an error code of S3 (``"503 SlowDown"``), ``"drop"`` (done, but no answer comes), ``"cut"``
-    (half of the body), ``"unconditional"`` (conditions are ignored) or ``"redirect 307 URL"``.
+    (half of the body), ``"unconditional"`` (conditions are ignored), ``"page TEXT"`` (200, as a proxy has it) or
+    ``"redirect 307 URL"``.
     """
 
     kind: str
@@ -78,6 +79,9 @@ class S3Server:
             body = f"<Error><Code>{detail}</Code><Message>ordered</Message></Error>".encode()
             start(f"{kind} {detail}", [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
             return [b"" if method == "HEAD" else body]
+        if kind == "page":
+            start("200 OK", [("Content-Type", "text/html"), ("Content-Length", str(len(detail)))])
+            return [b"" if method == "HEAD" else detail.encode()]
         if kind == "redirect":
             status, _, location = detail.partition(" ")
             start(f"{status} Elsewhere", [("Location", location), ("Content-Length", "0")])

@@ -15,8 +15,7 @@ from deltahub import keys, records
 from deltahub.errors import IntegrityError, NotFoundError
 from deltahub.hub import Hub
 from deltahub.stores import MemoryStore, partial
-from deltahub.stores.cached import BlobCache, CachedStore, unkept, wrapped
-from deltahub.stores.paced import Pace
+from deltahub.stores.cached import BlobCache, CachedStore, unkept
 from deltahub.syncing import sync
 from tests.stores.test_contract import StoreContract, forked
 from tests.stores.watched import RemoteStore, put_blob
@@ -55,12 +54,6 @@ class TestCachedStore(StoreContract):
     @pytest.fixture
     def store(self, cache, remote) -> CachedStore:
         return CachedStore(remote, cache, piece=PIECE)
-
-
-class TestPacedStore(StoreContract):
-    @pytest.fixture
-    def store(self, remote):
-        return wrapped(remote, None, Pace(1e6, 2, clock=lambda: 0.0, sleep=lambda seconds: None))
 
 
 @pytest.mark.parametrize("start", [0, 1, 999, 1000, len(DATA), len(DATA) + 5])

@@ -8,6 +8,8 @@ from deltahub.errors import ConflictError, NotFoundError, StoreError, UsageError
 from deltahub.stores import open_store
 from deltahub.stores.base import Store, transacted
 from deltahub.stores.hf import HfStore
+from deltahub.stores.hf_client import BrokenOffError
+from deltahub.stores.hf_reading import Reading
 from tests.stores.hf_place import QUICK
 from tests.stores.hf_server import Fault, HfServer, Repo
 from tests.stores.test_contract import StoreContract
@@ -104,6 +106,21 @@ def test_a_write_through_a_bad_line_is_made_once(hf: HfServer, hf_store, kind, p
     assert hf_store.put_new("a", b"x") is True
     assert hf.faults[0].met == 1
     assert (hf_store.get("a"), commits(hf_store, hf)) == (b"x", before + 1)
+
+
+def test_a_server_that_names_no_commit_is_asked_a_few_times(hf_store, monkeypatch):
+    asked: list[str] = []
+
+    def break_off(reading: Reading, url: str) -> None:
+        asked.append(url)
+        assert len(asked) < 50
+        reading.received = len(asked) % 2
+        raise BrokenOffError("some bytes came, which are of no use")
+
+    monkeypatch.setattr(Reading, "_read", break_off)
+    with pytest.raises(StoreError, match="some bytes"):
+        hf_store.get("a")
+    assert len(asked) == QUICK.attempts
 
 
 def test_what_breaks_off_is_read_on_from_there(hf: HfServer, hf_store):
@@ -227,6 +244,29 @@ def test_a_place_that_is_no_hub_is_told_in_one_line(hf: HfServer, hf_store):
     for use in (lambda: list(hf_store.list()), lambda: hf_store.stat("a"), lambda: hf_store.put("a", b"")):
         with pytest.raises(StoreError, match="not answered as the Hugging Face Hub"):
             use()
+
+
+def test_an_answer_without_anything_is_no_empty_listing(hf: HfServer, hf_store):
+    """A collector that took it for one would delete every blob."""
+    hf_store.put("hub.json", b"{}")
+    hf_store.put("tasks/a/tag.prod.json", b"1")
+    hf.faults.append(Fault("empty", "GET", "/tree/", times=100))
+    for folder in ("", "tasks"):
+        with pytest.raises(StoreError, match="lists nothing"):
+            list(hf_store.list(folder))
+    hf.faults.clear()
+    assert list(hf_store.list("blobs")) == []
+
+
+def test_a_commit_whose_answer_says_nothing_is_looked_for(hf: HfServer, hf_store):
+    hf.faults.append(Fault("mute", "POST", "/commit/"))
+    hf_store.put("a", b"1")
+    assert hf_store.get("a") == b"1"
+    hf.faults[:] = [Fault("empty", "POST", "/commit/", times=100)]
+    with pytest.raises(StoreError, match="does not take what is to be written"):
+        hf_store.put("a", b"2")
+    hf.faults.clear()
+    assert hf_store.get("a") == b"1"
 
 
 def test_offline_is_told_as_such(hf_store, monkeypatch):

@@ -14,6 +14,7 @@ from deltahub.stores import MemoryStore
 from deltahub.stores.cached import wrapped
 from deltahub.stores.paced import Pace, PacedStore, bytes_of
 from deltahub.syncing import sync
+from tests.stores.test_contract import StoreContract
 from tests.stores.watched import RemoteStore, put_blob
 from tests.test_hub import dump, tiny
 
@@ -30,6 +31,13 @@ class Clock:
 
     def pace(self, rate: float | None, at_once: int | None = None) -> Pace:
         return Pace(rate, at_once, clock=lambda: self.now, sleep=self.sleep)
+
+
+class TestPacedStore(StoreContract):
+    @pytest.fixture
+    def store(self):
+        pace = Pace(1e6, 2, clock=lambda: 0.0, sleep=lambda seconds: None)
+        return wrapped(RemoteStore(MemoryStore()), None, pace)
 
 
 def test_reading_and_writing_take_their_time_together():
@@ -75,7 +83,9 @@ def test_time_without_use_gives_no_credit():
     assert clock.now == pytest.approx(1002.0)
 
 
-@pytest.mark.parametrize(("rate", "step"), [(1, 65536), (1e6, 250_000), (1e9, 8 << 20), (None, 8 << 20)])
+@pytest.mark.parametrize(
+    ("rate", "step"), [(1, 65536), (1e6, 250_000), (1e9, 8 << 20), (float("inf"), 8 << 20), (None, 8 << 20)]
+)
 def test_steps_are_a_quarter_of_a_second_within_reason(rate, step):
     assert Pace(rate).step == step
 
@@ -106,7 +116,9 @@ def test_sizes_as_people_write_them(text, expected):
     assert bytes_of(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "x", "-1MB", "1e9", "10 PB", "1MiB", "MB", "1,5MB", "9" * 40, "nan", "1\n2"])
+@pytest.mark.parametrize(
+    "text", ["", "x", "-1MB", "1e9", "10 PB", "1MiB", "MB", "1,5MB", "9" * 40, "nan", "1\n2", "10\u212aB"]
+)
 def test_what_is_no_size_is_refused(text):
     with pytest.raises(UsageError, match="10MB"):
         bytes_of(text)

@@ -9,11 +9,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from botocore.utils import parse_timestamp
 
 from deltahub.errors import NotFoundError, StoreError, UsageError
 from deltahub.stores import open_store
 from deltahub.stores import s3 as s3_module
 from deltahub.stores.s3 import S3Store
+from deltahub.stores.s3_client import read_time
 from tests.stores.conftest import BUCKET, QUICK
 from tests.stores.s3_server import Fault, S3Server
 from tests.stores.test_contract import LARGE, StoreContract, forked
@@ -272,3 +274,38 @@ def test_urls_that_name_no_bucket_are_refused(url):
 def test_nothing_is_there_where_nothing_was_put(s3_store: S3Store):
     with pytest.raises(NotFoundError, match="has no a/b"):
         s3_store.get("a/b", 0, 0)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2026-11-21T20:00:00.000Z",
+        "2026-11-21T20:00:00Z",
+        "2026-11-21T20:00:00+01:00",
+        "2026-11-21T20:00:00",
+        "Sat, 21 Nov 2026 20:00:00 GMT",
+        "1795291200",
+    ],
+)
+def test_times_are_read_as_botocore_reads_them(text: str):
+    assert read_time(text).timestamp() == parse_timestamp(text).timestamp()
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>sign in</html>", b"<ListBucketResult/>"])
+def test_a_page_that_is_no_answer_of_s3_is_no_empty_listing(s3: S3Server, s3_store: S3Store, body):
+    """A collector that took it for one would delete every blob."""
+    s3_store.put("tasks/a", b"x")
+    s3.faults[:] = [Fault("page " + body.decode(), times=1000)]
+    calls: list[Callable[[], object]] = [
+        lambda: list(s3_store.list("tasks")), lambda: s3_store.stat("tasks/a"), lambda: s3_store.get("tasks/a"),
+        lambda: s3_store.put("a", b"x"), lambda: s3_store.put_new("b", b"x"),
+    ]  # fmt: skip
+    for call in calls:
+        with pytest.raises(StoreError, match="does not answer as S3 does"):
+            call()
+
+
+def test_an_endpoint_that_is_none_is_said_in_one_line(s3: S3Server, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "nonsense")
+    with pytest.raises(UsageError, match="AWS_ENDPOINT_URL"):
+        S3Store(BUCKET, "x", QUICK).stat("a")

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from deltahub import codecs, keys, records, signatures, signing, tensorfile
+from deltahub import codecs, keys, records, sealed, signatures, signing, tensorfile
 from deltahub.codecs import quantized
 from deltahub.codecs.frames import Encoded
 from deltahub.codecs.index import decode_index, encode_index
@@ -112,7 +112,7 @@ def _hub() -> Hub:
 
 def _signature_object(key: bytes, signature: bytes) -> bytes:
     fields = {"key": f"ed25519:{signing.to_base64(key)}", "signature": signing.to_base64(signature)}
-    return records.seal({"format_version": 1, **fields})
+    return sealed.seal({"format_version": 1, **fields})
 
 
 def _signature(data: bytes) -> bytes:
@@ -201,11 +201,11 @@ def _sealed(read: Callable[[bytes], bytes], *, exact: bool = True) -> Callable[[
             return read(data)
         document.pop("check", None)
         try:
-            sealed = records.seal(document)
+            written = sealed.seal(document)
         except RecursionError as error:
             raise FormatError("it is nested too deep") from error
-        found = read(sealed)
-        assert not exact or found == sealed, "it would be written otherwise"
+        found = read(written)
+        assert not exact or found == written, "it would be written otherwise"
         return found
 
     return resealed
