@@ -91,6 +91,10 @@ class VerifyKey:
         Raises:
             UsageError: no such file, no key in it, or a line that is none.
         """
+        if not str(source):
+            raise UsageError(
+                "the name of a key file is empty", expected=f"a public key, {_PREFIX}..., or a file of them"
+            )
         if isinstance(source, str) and source.startswith(_PREFIX):
             return (VerifyKey.parse(source),)
         try:

@@ -50,8 +50,8 @@ def _mend_streams() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     _mend_streams()
-    options = _parse(arguments)
     try:
+        options = _parse(arguments)
         common.check_output(options)
         options.run(options)
         sys.stdout.flush()
@@ -65,7 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left: no complaint at exit
         return 1
     except (OSError, MemoryError) as error:
-        reason = "out of memory" if isinstance(error, MemoryError) else f"{error.strerror or error} ({error.filename})"
-        print(f"deltahub: {reason}", file=sys.stderr)
+        reason = "out of memory" if isinstance(error, MemoryError) else str(error.strerror or error)
+        where = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
+        print(f"deltahub: {reason}{where}", file=sys.stderr)
         return 1
     return 0

@@ -139,7 +139,7 @@ def blob_cache() -> BlobCache | None:
     """In $DELTAHUB_CACHE, else in ~/.cache/deltahub; None with a limit of 0, or where there is no home.
 
     Raises:
-        UsageError: $DELTAHUB_CACHE_LIMIT is no size.
+        UsageError: $DELTAHUB_CACHE_LIMIT is no size, or $DELTAHUB_CACHE no folder.
     """
     from deltahub.errors import UsageError
     from deltahub.stores.cached import BlobCache
@@ -152,6 +152,8 @@ def blob_cache() -> BlobCache | None:
     try:
         folder = Path(os.environ.get("DELTAHUB_CACHE") or "~/.cache/deltahub").expanduser()
     except RuntimeError:
+        if os.environ.get("DELTAHUB_CACHE"):
+            raise UsageError("$DELTAHUB_CACHE", expected="a folder", got="the home of nobody here") from None
         return None
     return BlobCache(folder, limit, warn=words) if limit else None
 

@@ -7,6 +7,7 @@ import itertools
 import re
 import secrets
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
@@ -30,6 +31,7 @@ _HIDDEN = {".gitattributes", ".gitignore", "README.md"}
 _TIMED = re.compile(r"tasks/[^/]+/tag\.[^/]+\.json")
 _TIMES_AT_ONCE = 50
 _TAKEN = (409, 412)
+_AGAIN = 2
 
 Result = TypeVar("Result")
 
@@ -121,7 +123,7 @@ class HfStore:
             return [item for item in tree if isinstance(item, RepoFile)]
 
         try:
-            found = self._call(f"{self.url}/{folder}", ask)
+            found = self._call_again(f"{self.url}/{folder}", ask)
         except NoRepoError:
             raise
         except NotFoundError:
@@ -203,7 +205,8 @@ class HfStore:
                 free_memory=False,
             )  # fmt: skip
             try:
-                self._call(self.url, upload)
+                with hf_client.without_bars():
+                    self._call_again(self.url, upload)
             except (RuntimeError, ValueError) as error:
                 raise self._refused(hf_client.cause(error)) from error
         mark = f"deltahub {secrets.token_hex(16)}"
@@ -245,7 +248,7 @@ class HfStore:
         return StoreError(f"{self.url} does not take what is to be written ({masked(str(error))[:300]})")
 
     def _is_made(self, mark: str, parent: str) -> bool:
-        commits = self._call(self.url, lambda: self.api.list_repo_commits(self.repo, revision=self.revision))
+        commits = self._call_again(self.url, lambda: self.api.list_repo_commits(self.repo, revision=self.revision))
         later = itertools.takewhile(lambda commit: commit.commit_id != parent, commits)
         return any(mark in f"{commit.title}\n{commit.message}" for commit in later)
 
@@ -267,6 +270,10 @@ class HfStore:
 
     def _call(self, what: str, request: Callable[[], Result], moved: Callable[[], int] = lambda: 0) -> Result:
         return hf_client.attempted(request, what.rstrip("/"), self.patience, moved)
+
+    def _call_again(self, what: str, request: Callable[[], Result]) -> Result:
+        """For requests that huggingface_hub itself makes six times, for up to 23 seconds."""
+        return hf_client.attempted(request, what.rstrip("/"), replace(self.patience, attempts=_AGAIN))
 
 
 def opened(url: str, rest: str) -> Store:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -18,6 +19,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from deltahub.errors import NotFoundError, StoreError
 from deltahub.stores.secrecy import masked
@@ -112,6 +114,19 @@ def attempted(
             if not is_passing(found) or failures >= patience.attempts:
                 raise translated(found, what) from error
             pause(found, failures, patience)
+
+
+@contextlib.contextmanager
+def without_bars() -> Iterator[None]:
+    """Whoever pushes shows a progress of their own, and a log should have none."""
+    if are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
 
 
 def pause(error: BaseException, failures: int, patience: Patience) -> None:

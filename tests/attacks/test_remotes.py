@@ -27,5 +27,5 @@ def test_a_listing_of_another_prefix_is_passed_over(monkeypatch):
     """Some servers do not look at the prefix, and one that means harm would not either."""
     store = S3Store("bucket", "mine")
     found = [{"Key": key, "Size": 1, "LastModified": datetime.now(UTC)} for key in ("mine/a", "theirs/a", "a", "mine")]
-    monkeypatch.setattr(store, "_call", lambda *_: {"Contents": found})
+    monkeypatch.setattr(store, "_call", lambda *_: {"Name": "bucket", "IsTruncated": False, "Contents": found})
     assert [entry.key for entry in store.list()] == ["a"]

@@ -157,3 +157,18 @@ def test_each_command_that_moves_bytes_takes_its_time(run, remote, monkeypatch, 
     code, _, err = run(*arguments, "--limit-rate", "10kB", "--jobs", 2)
     assert code == 0, err
     assert max(waits) > 0.05
+
+
+@pytest.mark.parametrize(
+    ("folder", "arguments", "words"),
+    [
+        ("~nobody-here/cache", ["pull", "a"], "$DELTAHUB_CACHE: expected a folder"),
+        ("", ["pull", "a", "--require-signature", ""], "the name of a key file is empty"),
+    ],
+)
+def test_names_that_name_nothing_are_refused(run, remote, monkeypatch, folder, arguments, words):
+    if folder:
+        monkeypatch.setenv("DELTAHUB_CACHE", folder)
+    code, _, said = run(*arguments)
+    assert code == 2
+    assert words in said
