@@ -259,6 +259,8 @@ def _bytes_of(path: Path, *, private: bool) -> bytes:
         raise UsageError(f"the key file {str(path)[:200]!a} cannot be read ({error})") from None
     if len(data) > _MOST_FILE:
         raise UsageError(f"{path} is no key file", expected=f"at most {_MOST_FILE:,} bytes")
+    if private and data.startswith(_PREFIX.encode()):
+        raise UsageError(f"{path} is a public key", expected="the private one that belongs to it")
     if private and os.name == "posix" and mode & 0o077:
         raise UsageError(
             f"{path}: others may use it", expected="mode 0600", got=f"{mode:04o}", hint=f"chmod 600 {path}"
