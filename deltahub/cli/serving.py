@@ -90,6 +90,7 @@ _ELSEWHERE = ("host", "port", "config", "address", "run", "parser")
 def _serve(options: argparse.Namespace) -> None:
     arguments = _arguments(options)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when ray is imported
+    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "20")  # of three checks; 5 are few on a busy machine
     try:
         from deltahub_serve.command import run
         from deltahub_serve.service import Launch

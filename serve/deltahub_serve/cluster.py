@@ -77,9 +77,10 @@ def deploy(schema: ServeDeploySchema) -> None:
     """Gives Ray the application, or what has changed of it; `wait` tells when it runs."""
     logs = schema.logging_config or LoggingConfig(log_level="WARNING", enable_access_log=False)
     try:
-        serve.start(
-            proxy_location=schema.proxy_location, http_options=schema.http_options.model_dump(), logging_config=logs
-        )
+        with contextlib.suppress(TimeoutError):  # the proxy is late: `wait` asks for it, for as long as it may take
+            serve.start(
+                proxy_location=schema.proxy_location, http_options=schema.http_options.model_dump(), logging_config=logs
+            )
         client = _get_global_client()
         assert client is not None
         client.deploy_apps(schema)
