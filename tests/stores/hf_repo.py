@@ -1,32 +1,13 @@
-"""What the tests' Hugging Face Hub keeps of a repo, and the faults that it can be ordered to make."""
+"""What the tests' Hugging Face Hub keeps of a repo."""
 
 from __future__ import annotations
 
 import hashlib
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 _ATTRIBUTES = b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"
-
-
-@dataclass
-class Fault:
-    """What happens to the next ``times`` requests of ``method`` whose path holds ``part``.
-
-    ``kind``: a status (``"503"``, ``"429 0"`` with a Retry-After, ``"403"``), ``"drop"`` (done, but no answer comes),
-    ``"cut"`` (half of the body), ``"wrong"`` (one bit flipped), ``"redirect URL"``, ``"page"`` (a web page, as a hotel
-    has it), or ``"conflict"`` (another commits just before).
-    """
-
-    kind: str
-    method: str = ""
-    part: str = ""
-    times: int = 1
-    met: int = field(default=0)
-
-    def meets(self, method: str, path: str) -> bool:
-        return self.met < self.times and self.method in ("", method) and self.part in path
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from tests.stores.hf_repo import Commit, Fault, Repo
+from tests.stores.faults import Fault
+from tests.stores.hf_repo import Commit, Repo
 
-__all__ = ["TOKEN", "Commit", "Fault", "HfServer", "Repo"]
+__all__ = ["TOKEN", "Commit", "HfServer", "Repo"]
 
 TOKEN = "hf_of_the_tests"
 PAGE = 1000
@@ -23,7 +24,13 @@ _LFS_BYTES = 16
 
 
 class HfServer:
-    """``url`` is what HF_ENDPOINT would be; ``cdn`` is where LFS files are fetched and uploaded, without any token."""
+    """``url`` is what HF_ENDPOINT would be; ``cdn`` is where LFS files are fetched and uploaded, without any token.
+
+    Kinds of `Fault`: a status (``"503"``, ``"429 0"`` with a Retry-After), ``"drop"`` (done, but no answer comes),
+    ``"cut"`` (half of the body), ``"wrong"`` (one bit flipped), ``"redirect URL"``, ``"page"`` (a web page, as a hotel
+    has it), ``"empty"`` (``{}``, and nothing done), ``"mute"`` (a commit is made and answered with ``{}``), or
+    ``"conflict"`` (another commits just before).
+    """
 
     def __init__(self) -> None:
         self.repos: dict[str, Repo] = {}
@@ -90,7 +97,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self.respond(urlsplit(path))
 
     def respond(self, url: Any) -> None:
-        raise NotImplementedError
+        raise AssertionError(f"{type(self).__name__} says nothing to {url}")
 
     def answer(
         self, status: int, body: bytes | dict[str, Any] | list[Any], headers: dict[str, str] | None = None

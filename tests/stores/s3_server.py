@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 
 from moto.core import DEFAULT_ACCOUNT_ID
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
 from moto.s3.models import s3_backends
 from werkzeug.serving import make_server
 from werkzeug.test import run_wsgi_app
+
+from tests.stores.faults import Fault
 
 Environ = dict[str, object]
 
@@ -23,26 +24,12 @@ class _Handler(MotoRequestHandler):
         self.close_connection = True
 
 
-@dataclass
-class Fault:
-    """What happens to the next ``times`` requests of ``method`` whose path holds ``part``.
-
-    ``kind``: a status with an error code of S3 (``"503 SlowDown"``), ``"drop"`` (done, but no answer comes), ``"cut"``
-    (half of the body), ``"unconditional"`` (conditions are ignored), ``"page TEXT"`` (200, as a proxy has it) or
-    ``"redirect 307 URL"``.
+class S3Server:
+    """Kinds of `Fault`: a status with an error code of S3 (``"503 SlowDown"``), ``"drop"`` (done, but no answer comes),
+    ``"cut"`` (half of the body), ``"unconditional"`` (conditions are ignored), ``"page TEXT"`` (200, as a proxy has it)
+    or ``"redirect 307 URL"``.
     """
 
-    kind: str
-    method: str = ""
-    part: str = ""
-    times: int = 1
-    met: int = field(default=0)
-
-    def meets(self, method: str, path: str) -> bool:
-        return self.met < self.times and self.method in ("", method) and self.part in path
-
-
-class S3Server:
     def __init__(self) -> None:
         self._app = DomainDispatcherApplication(create_backend_app)
         self._lock = threading.Lock()

@@ -10,8 +10,9 @@ from deltahub.stores.base import Store, transacted
 from deltahub.stores.hf import HfStore
 from deltahub.stores.hf_client import BrokenOffError
 from deltahub.stores.hf_reading import Reading
+from tests.stores.faults import Fault
 from tests.stores.hf_place import QUICK
-from tests.stores.hf_server import Fault, HfServer, Repo
+from tests.stores.hf_server import HfServer, Repo
 from tests.stores.test_contract import StoreContract
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # how huggingface_hub uploads

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import yaml
@@ -17,8 +15,10 @@ from deltahub.stores.hf import HfStore
 from deltahub.stores.paced import Pace
 from deltahub.syncing import sync
 from tests.hubs_to_sync import content
+from tests.stores.faults import Fault
 from tests.stores.hf_place import QUICK
-from tests.stores.hf_server import Fault, HfServer, Repo
+from tests.stores.hf_server import HfServer, Repo
+from tests.stores.writers import SeveralWriters
 from tests.test_hub import dump, tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # how huggingface_hub uploads
@@ -63,44 +63,8 @@ def test_every_operation_is_one_commit(hub: Hub, repo: Repo):
     assert not [path for path in repo.head.files if path.startswith(("pushing/", "collecting/", ".probes/"))]
 
 
-def test_two_pushers_at_once_get_two_versions(new_hub: Callable[[], Hub]):
-    rounds, barrier = 3, threading.Barrier(2)
-
-    def push(seed: int) -> list[int]:
-        hub, numbers = new_hub(), []
-        for turn in range(rounds):
-            barrier.wait()
-            numbers.append(hub.push(tiny("a", 2 * turn + seed), ["prod"]).number)
-        return numbers
-
-    with ThreadPoolExecutor(2) as pool:
-        found = [number for numbers in pool.map(push, (1, 2)) for number in numbers]
-    assert sorted(found) == list(range(1, 2 * rounds + 1))
-    assert len({record.digest for record in new_hub().versions("a")}) == 2 * rounds
-
-
-def test_a_collector_beside_pushes_takes_nothing_of_theirs(new_hub: Callable[[], Hub]):
-    """What the pushes rely upon is all garbage at first, and no grace spares it."""
-    hub, pushed = new_hub(), threading.Event()
-    for seed in range(3):
-        hub.push(tiny("a", seed))
-    hub.remove("a")
-
-    def collect() -> None:
-        other = new_hub()
-        while not pushed.is_set():
-            other.gc(grace_seconds=0)
-
-    with ThreadPoolExecutor(1) as pool:
-        collecting = pool.submit(collect)
-        try:
-            for seed in range(3):
-                hub.push(tiny("b", seed))
-        finally:
-            pushed.set()
-        collecting.result()
-    assert [dump(hub.pull(f"b@{seed + 1}")) for seed in range(3)] == [dump(tiny("b", seed)) for seed in range(3)]
-    assert hub.verify().problems == ()
+class TestHuggingFace(SeveralWriters):
+    grace = 0.0
 
 
 def test_there_and_back(new_hub: Callable[[], Hub], repo: Repo, tmp_path):

@@ -17,7 +17,8 @@ from deltahub.stores import s3 as s3_module
 from deltahub.stores.s3 import S3Store
 from deltahub.stores.s3_client import read_time
 from tests.stores.conftest import BUCKET, QUICK
-from tests.stores.s3_server import Fault, S3Server
+from tests.stores.faults import Fault
+from tests.stores.s3_server import S3Server
 from tests.stores.test_contract import LARGE, StoreContract, forked
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -16,7 +14,9 @@ from deltahub.errors import HubError, IntegrityError, NotFoundError, StoreError
 from deltahub.hub import Hub
 from deltahub.stores.s3 import S3Store
 from tests.stores.conftest import BUCKET
-from tests.stores.s3_server import Fault, S3Server
+from tests.stores.faults import Fault
+from tests.stores.s3_server import S3Server
+from tests.stores.writers import SeveralWriters
 from tests.test_hub import dump, tiny
 
 
@@ -53,44 +53,8 @@ def test_from_push_to_gc(hub: Hub):
     assert hub.push(first).number == 3
 
 
-def test_two_pushers_at_once_get_two_versions(new_hub: Callable[[], Hub]):
-    rounds, barrier = 4, threading.Barrier(2)
-
-    def push(seed: int) -> list[int]:
-        hub, numbers = new_hub(), []
-        for turn in range(rounds):
-            barrier.wait()
-            numbers.append(hub.push(tiny("a", 2 * turn + seed)).number)
-        return numbers
-
-    with ThreadPoolExecutor(2) as pool:
-        found = [number for numbers in pool.map(push, (1, 2)) for number in numbers]
-    assert sorted(found) == list(range(1, 2 * rounds + 1))
-    assert len({record.digest for record in new_hub().versions("a")}) == 2 * rounds
-
-
-def test_a_collector_beside_pushes_takes_nothing_of_theirs(new_hub: Callable[[], Hub]):
-    """What the pushes rely upon is all garbage at first: versions that were removed."""
-    hub, pushed = new_hub(), threading.Event()
-    for seed in range(4):
-        hub.push(tiny("a", seed))
-    hub.remove("a")
-
-    def collect() -> None:
-        other = new_hub()
-        while not pushed.is_set():
-            other.gc(grace_seconds=3600)
-
-    with ThreadPoolExecutor(1) as pool:
-        collecting = pool.submit(collect)
-        try:
-            for seed in range(4):
-                hub.push(tiny("b", seed))
-        finally:
-            pushed.set()
-        collecting.result()
-    assert [dump(hub.pull(f"b@{seed + 1}")) for seed in range(4)] == [dump(tiny("b", seed)) for seed in range(4)]
-    assert hub.verify().problems == ()
+class TestS3(SeveralWriters):
+    """With the leases and marks that a place without transactions needs."""
 
 
 def test_wrong_bytes_of_the_right_size_are_noticed(s3: S3Server, hub: Hub):

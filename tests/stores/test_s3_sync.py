@@ -12,7 +12,8 @@ from deltahub.stores.s3 import S3Store
 from deltahub.syncing import sync
 from tests.hubs_to_sync import content
 from tests.stores.conftest import BUCKET
-from tests.stores.s3_server import Fault, S3Server
+from tests.stores.faults import Fault
+from tests.stores.s3_server import S3Server
 from tests.test_hub import dump, tiny
 
 
