@@ -53,7 +53,7 @@ class TaskModel:
             load_head(model, delta.head, resident.binding.own)
             know_padding(model, tokenizer)
         self.delta = delta
-        self._model = model.eval()
+        self.model = model.eval()
         self._resident = resident
         self._tokenizer = tokenizer
         like = next(model.parameters())
@@ -98,7 +98,7 @@ class TaskModel:
         padded = pad(self._tokenizer, [item.tokens for item in batch])
         inputs = {name: column.to(self._device) for name, column in padded.items()}
         with torch.inference_mode():
-            outputs = self._model(**inputs)
+            outputs = self.model(**inputs)
         self._check_stamp()
         manifest = self.delta.manifest
         return answers(manifest.kind, manifest, outputs, inputs, batch)

@@ -1,0 +1,124 @@
+"""One forward pass for rows of many tasks, and each task's own head on its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import nn
+
+from deltahub.answers import Answer
+from deltahub.encoding import Encoded, pad
+from deltahub.errors import ResidentError
+from deltahub.mixing import changes, sites
+from deltahub.mixing.changes import Changes
+from deltahub.mixing.heads import Heads
+from deltahub.mixing.layers import Layers
+from deltahub.mixing.products import Pattern, Products, fastest
+from deltahub.resident import Resident, Stamp
+from deltahub.task_model import TaskModel
+
+
+@dataclass(frozen=True, eq=False)
+class Mixable:
+    """A task that can share a pass with others; made by `Mixer.admit`.
+
+    Attributes:
+        model: the task.
+        stamp: whose answers its rows get.
+        changes: what its rows have of their own.
+        shared: see `heads.Heads.shared`.
+    """
+
+    model: TaskModel
+    stamp: Stamp
+    changes: Changes = field(repr=False)
+    shared: tuple[nn.Module, ...] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """The answer of one row, and whose it is."""
+
+    answer: Answer
+    stamp: Stamp
+
+
+class Mixer:
+    """Passes of many tasks over one resident that holds the base's own values.
+
+    ``y = x W0 + x (W - W0)``, where the second product is every row's own. Numbers differ from those of swapped passes
+    by the order of additions only. Not safe for concurrent use, but for `admit`.
+
+    Args:
+        resident: whose module runs; its values must be the base's in every pass.
+        tokenizer: of its base.
+        products: how products of masked matrices are taken; the fastest way that there is where None.
+    """
+
+    def __init__(self, resident: Resident, tokenizer: Any, products: Products | None = None) -> None:
+        self._resident = resident
+        self._tokenizer = tokenizer
+        self._device = next(resident.module.parameters()).device
+        self.sites = sites.find(resident)
+        self.patterns = [Pattern.of(site) for site in self.sites.matrices if len(site.local)]
+        self.products = products or fastest(self.patterns)
+        named = {pattern.site.name: pattern for pattern in self.patterns}
+        self._layers = Layers(self.sites, named, self.products)
+        self._heads = Heads(resident.module)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of what all tasks share: the index of every matrix, and the base's values there."""
+        return sum(pattern.nbytes for pattern in self.patterns)
+
+    def admit(self, model: TaskModel, version: int | None = None) -> Mixable:
+        """Makes ``model`` ready for mixed passes; may run on any thread, also while a pass runs.
+
+        Args:
+            version: number in a hub, for the stamp.
+
+        Raises:
+            MismatchError: it changes what rows cannot differ in, such as whole embeddings; swap it in instead.
+        """
+        stamp = Stamp(model.delta.task, version, model.delta.digest)
+        return Mixable(model, stamp, changes.of(model.delta, self.sites), self._heads.shared(model))
+
+    def run(self, rows: Sequence[tuple[Mixable, Encoded]]) -> list[Mixed]:
+        """The answer to each row, from one forward pass.
+
+        Raises:
+            ResidentError: the resident holds a task's values, before or after the pass.
+            MismatchError: a task gives NaN or infinity, or the architecture cannot be mixed.
+        """
+        order = sorted(range(len(rows)), key=lambda at: id(rows[at][0]))  # rows of one task beside each other
+        tasks: list[Mixable] = []
+        starts = [0]
+        for _, members in groupby(order, key=lambda at: id(rows[at][0])):
+            numbers = list(members)
+            tasks.append(rows[numbers[0]][0])
+            starts.append(starts[-1] + len(numbers))
+        self._check_base()
+        encoded = [rows[at][1] for at in order]
+        padded = pad(self._tokenizer, [item.tokens for item in encoded])
+        inputs = {name: column.to(self._device) for name, column in padded.items()}
+        with torch.inference_mode(), self._layers.changed([task.changes for task in tasks], starts):
+            found = self._heads.run([(task.model, task.shared) for task in tasks], starts, encoded, inputs)
+        self._check_base()
+        mixed: list[Mixed | None] = [None] * len(rows)
+        for number, task in enumerate(tasks):  # each row is stamped by the task whose values its part of the pass had
+            for place in range(starts[number], starts[number + 1]):
+                mixed[order[place]] = Mixed(found[place], task.stamp)
+        assert len(found) == len(rows)
+        return [row for row in mixed if row is not None]
+
+    def _check_base(self) -> None:
+        stamp = self._resident.stamp
+        if stamp is not None:
+            raise ResidentError(
+                "a mixed pass while a task's values are in place", expected="the base", got=stamp.task,
+                hint="restore the base first",
+            )  # fmt: skip
