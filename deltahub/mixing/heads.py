@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from transformers.modeling_outputs import SequenceClassifierOutput
 
 from deltahub.answers import Answer, answers
 from deltahub.encoding import Encoded
@@ -17,6 +16,13 @@ from deltahub.errors import MismatchError
 from deltahub.linear_head import LinearHead
 from deltahub.pooling import pool
 from deltahub.task_model import TaskModel
+
+
+@dataclass(frozen=True)
+class _Logits:
+    """As much of transformers' outputs as answers need; theirs take long to make."""
+
+    logits: torch.Tensor
 
 
 class Heads:
@@ -81,7 +87,7 @@ class Heads:
                 states, how = given.last_hidden_state, model.pooling
                 if how not in pooled:
                     pooled[how] = pool(states, inputs["attention_mask"], how)
-                output = SequenceClassifierOutput(logits=model.classifier(pooled[how][mine]))
+                output = _Logits(model.classifier(pooled[how][mine]))
             else:
                 output = _cut(given, mine, starts[-1])
             manifest = task.delta.manifest

@@ -72,7 +72,7 @@ class _Pass:
         layers = self.layers
         own: set[nn.Module] = set(layers.masked) if self.masked else set()
         own = own.union(*(task.modules for task in self.tasks))
-        lines = self.lines() if own else None
+        lines = self.lines() if own else None  # of tasks
         found: dict[nn.Module, Forward] = {}
         factors = {name for task in self.tasks for name in task.factors}
         for module, site in layers.matrices.items():
@@ -81,14 +81,14 @@ class _Pass:
                 found[module] = self.linear(module, site, pattern, lines if module in own else None)
         for module in own - found.keys():
             assert lines is not None
-            at = {name: lines[:, vector.at] for name, vector in layers.vectors[module].items()}
+            at = {name: self.of_rows(lines[:, vector.at]) for name, vector in layers.vectors[module].items()}
             found[module] = self.norm(module, at)
         if self.masked:
             found |= {table.site.module: self.looked_up(table) for table in layers.tables}
         return found
 
     def lines(self) -> torch.Tensor:
-        """All vectors of each row, (rows, width)."""
+        """All vectors of each task, (tasks, width)."""
         base, (which, where) = self.layers.sites.line, self.layers.sites.masked_line
         lines = base.repeat(len(self.tasks), 1)
         for line, task in zip(lines, self.tasks, strict=True):
@@ -97,6 +97,10 @@ class _Pass:
             if task.line is not None:  # dense tensors win over values, as in a swap
                 assert task.given is not None
                 line.copy_(torch.where(task.given, task.line, line) if task.values is not None else task.line)
+        return lines
+
+    def of_rows(self, lines: torch.Tensor) -> torch.Tensor:
+        """From one for each task to one for each row."""
         if len(self.tasks) == self.rows:
             return lines
         return lines.repeat_interleave(torch.tensor([b - a for a, b in pairwise(self.starts)], device=lines.device), 0)
@@ -105,26 +109,27 @@ class _Pass:
         self, module: nn.Linear, site: Site[nn.Linear], pattern: Pattern | None, lines: torch.Tensor | None
     ) -> Forward:
         weight, bias = module.weight.detach(), None if module.bias is None else module.bias.detach()
-        turned = weight.t()
-        biases = None if lines is None else lines[:, None, self.layers.vectors[module]["bias"].at]
+        turned, width = weight.t(), weight.shape[0]
+        biases = None if lines is None else lines[:, self.layers.vectors[module]["bias"].at]
+        by_row = None if biases is None or pattern is not None else self.of_rows(biases)[:, None]
         factors = [(number, task.factors[site.name]) for number, task in enumerate(self.tasks) if site.name in task.factors]
         products, rows = self.products, self.rows
 
         def forward(states: torch.Tensor) -> torch.Tensor:
             flat = self.by_row(module, states).reshape(-1, states.shape[-1])
-            if biases is None:
-                out = functional.linear(flat, weight, bias)
-            else:
-                out = flat.new_empty(len(flat), len(weight))
-                out.view(rows, -1, len(weight)).copy_(biases)
+            if by_row is not None:
+                out = flat.new_empty(flat.shape[0], width)
+                out.view(rows, -1, width).copy_(by_row)
                 out.addmm_(flat, turned)
+            else:
+                out = functional.linear(flat, weight, bias if biases is None else None)
             if pattern is not None:
                 assert products is not None
-                products.add(pattern, flat.contiguous(), out)
+                products.add(pattern, flat.contiguous(), out, biases)
             for number, (up, down) in factors:
-                mine = self.range(number, len(flat))
+                mine = self.range(number, flat.shape[0])
                 out[mine].addmm_(flat[mine] @ down.t(), up.t())
-            return out.view(*states.shape[:-1], len(weight))
+            return out.view(*states.shape[:-1], width)
 
         return forward
 

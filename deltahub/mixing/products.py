@@ -1,4 +1,4 @@
-"""``y += x (W_task - W_base)`` for the rows of many tasks: what it takes, the plain way, and the choice of a fast one."""
+"""``y += x (W_task - W_base) + b_task`` for rows of many tasks: what it takes, the plain way, the choice of a fast one."""
 
 from __future__ import annotations
 
@@ -44,12 +44,13 @@ class Pattern:
 class Batch(Protocol):
     """The tasks of one pass."""
 
-    def add(self, pattern: Pattern, states: torch.Tensor, out: torch.Tensor) -> None:
-        """Adds to ``out`` what each task's rows of ``states`` give by its own values.
+    def add(self, pattern: Pattern, states: torch.Tensor, out: torch.Tensor, biases: torch.Tensor | None) -> None:
+        """Adds to ``out`` what each task's rows of ``states`` give by its own values, and its bias.
 
         Args:
             states: (rows x t, in) contiguous, t the same for all rows.
             out: (rows x t, out) contiguous, changed in place.
+            biases: (tasks, out), the last dimension contiguous; None where there is nothing to add.
         """
 
 
@@ -83,15 +84,16 @@ class _PlainBatch:
     starts: Sequence[int]
     plain: set[tuple[str, int]]
 
-    def add(self, pattern: Pattern, states: torch.Tensor, out: torch.Tensor) -> None:
+    def add(self, pattern: Pattern, states: torch.Tensor, out: torch.Tensor, biases: torch.Tensor | None) -> None:
         tokens, site = len(states) // self.starts[-1], pattern.site
         for number, ((start, stop), values) in enumerate(zip(pairwise(self.starts), self.tasks, strict=True)):
-            if values is None or (site.name, number) in self.plain:
-                continue
-            change = torch.zeros_like(site.tensor)
-            change.view(-1)[site.local] = values[site.part].to(change) - pattern.base
             rows = slice(start * tokens, stop * tokens)
-            out[rows] += states[rows] @ change.t()
+            if biases is not None:
+                out[rows] += biases[number]
+            if values is not None and (site.name, number) not in self.plain:
+                change = torch.zeros_like(site.tensor)
+                change.view(-1)[site.local] = values[site.part].to(change) - pattern.base
+                out[rows] += states[rows] @ change.t()
 
 
 def fastest(patterns: Sequence[Pattern]) -> Products:
