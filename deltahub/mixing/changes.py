@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from deltahub.delta import Delta
 from deltahub.errors import MismatchError
 from deltahub.fit import adapted
-from deltahub.mixing.sites import Sites
+from deltahub.mixing.sites import Sites, Vector
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,22 +19,24 @@ class Changes:
 
     Attributes:
         values: (k,) those of the delta, where they are if the device is the CPU.
+        masked: (m,) those of ``values`` that fall in vectors.
         line: (width,) all vectors, for a task that has dense ones; those of the base where it has none.
         given: (width,) bool, which of ``line`` are the task's own.
-        modules: the layers of these.
+        vectors: these.
         factors: ``up`` (out, r) and ``down`` (r, in) by base tensor.
     """
 
     values: torch.Tensor | None
+    masked: torch.Tensor | None
     line: torch.Tensor | None
     given: torch.Tensor | None
-    modules: frozenset[nn.Module]
+    vectors: frozenset[Vector]
     factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
 
     @property
     def nbytes(self) -> int:
         """Memory that is kept beside the delta's own."""
-        kept = [tensor for tensor in (self.line, self.given) if tensor is not None]
+        kept = [tensor for tensor in (self.masked, self.line, self.given) if tensor is not None]
         if self.values is not None and self.values.device.type != "cpu":
             kept.append(self.values)
         return sum(tensor.nbytes for tensor in kept)
@@ -69,7 +70,8 @@ def of(delta: Delta, sites: Sites) -> Changes:
     for name in adapted(delta):
         weight = matrices[name].tensor
         factors[name] = (delta.adapter[f"{name}.up"].to(weight), delta.adapter[f"{name}.down"].to(weight))
+    values = None if delta.values is None else delta.values.to(base.device)
     return Changes(
-        values=None if delta.values is None else delta.values.to(base.device),
-        line=line, given=given, modules=frozenset(vectors[name].module for name in delta.dense), factors=factors,
+        values=values, masked=None if values is None else values[sites.masked_line[0]].to(base.dtype),
+        line=line, given=given, vectors=frozenset(vectors[name] for name in delta.dense), factors=factors,
     )  # fmt: skip
