@@ -70,7 +70,7 @@ class _CompiledBatch:
         self._units: dict[int, tuple[int, int, npt.NDArray[np.int32]]] = {}
         self._threads = torch.get_num_threads()
         self._room = products.room(self._threads)
-        self._no_biases = np.full(len(tasks), products.zeros.data_ptr())
+        self._zeros = products.zeros.data_ptr()
 
     def add(self, pattern: Pattern, states: torch.Tensor, out: torch.Tensor, biases: torch.Tensor | None) -> None:
         assert states.is_contiguous()
@@ -80,14 +80,14 @@ class _CompiledBatch:
             self._units[tokens] = self._tiles(tokens)
         units, count, _ = self._units[tokens]
         number = self._products.numbers[pattern.site.name]
-        own = self._no_biases
-        if biases is not None:
-            assert biases.stride(1) == 1
-            own = np.arange(len(own)) * (4 * biases.stride(0)) + biases.data_ptr()
         job = self._products.jobs[number]
         job.x, job.y, job.values = states.data_ptr(), out.data_ptr(), self._first + number * self._addresses.strides[0]
-        job.biases, job.units, job.count, job.scratch = own.ctypes.data, units, count, self._room
-        job.next = job.thread = 0
+        if biases is None:
+            job.biases, job.stride = self._zeros, 0
+        else:
+            assert biases.stride(1) == 1
+            job.biases, job.stride = biases.data_ptr(), biases.stride(0)
+        job.units, job.count, job.scratch, job.next, job.thread = units, count, self._room, 0, 0
         self._products.kernel.run(job, min(self._threads, count))
 
     def _tiles(self, tokens: int) -> tuple[int, int, npt.NDArray[np.int32]]:

@@ -15,8 +15,8 @@ of its own, and no memory but two tiles for each thread.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,8 @@ from llvmlite import ir
 TILE = 16
 """Tokens of a unit of work, and the least width of a matrix."""
 _FIELDS = (
-    "x", "y", "values", "biases", "base", "rows", "columns", "units", "count", "inputs", "outputs", "scratch", "next",
-    "thread",
+    "x", "y", "values", "biases", "stride", "base", "rows", "columns", "units", "count", "inputs", "outputs",
+    "scratch", "next", "thread",
 )  # fmt: skip
 
 _LONG, _INT, _FLOAT = ir.IntType(64), ir.IntType(32), ir.FloatType()
@@ -38,7 +38,8 @@ _VECTOR = ir.VectorType(_FLOAT, TILE)
 class Job(ctypes.Structure):
     """One product: addresses, sizes, and two counters that the threads share and that begin at 0.
 
-    ``values`` and ``biases`` have an address for each task; ``units`` are int32 (count, 3): task, first token, number
+    ``values`` has an address for each task, ``biases`` a row for each, ``stride`` floats apart; ``rows`` are int32
+    (outputs, 3): an output, where its positions begin and end; ``units`` are int32 (count, 3): task, first token, number
     of tokens; ``scratch`` has room for (inputs + outputs) x TILE floats of each thread, and is aligned to 64 bytes.
     """
 
@@ -123,10 +124,8 @@ class _Code:
         )
         self.x = self.at(self.pointer("x", _FLOAT), b.mul(first, self.inputs))
         self.y = self.at(self.pointer("y", _FLOAT), b.mul(first, self.outputs))
-        self.own, self.biases = (
-            b.inttoptr(b.load(self.at(self.pointer(name, _LONG), task)), _FLOAT.as_pointer())
-            for name in ("values", "biases")
-        )
+        self.own = b.inttoptr(b.load(self.at(self.pointer("values", _LONG), task)), _FLOAT.as_pointer())
+        self.biases = self.at(self.pointer("biases", _FLOAT), b.mul(task, self.slot("stride")))
         self.turn()
         self.sum()
         self.add()
@@ -175,6 +174,13 @@ class _Code:
             self.store(whole, self.at(self.sums, b.mul(output, _long(TILE))), 64)
 
     def add(self) -> None:
+        with self.b.if_else(self.b.icmp_signed("==", self.tokens, _long(TILE)), likely=True) as (whole, part):
+            with whole:
+                self.add_tokens(lambda _: nullcontext())
+            with part:
+                self.add_tokens(lambda token: self.b.if_then(self.b.icmp_signed("<", _long(token), self.tokens)))
+
+    def add_tokens(self, where: Callable[[int], AbstractContextManager[Any]]) -> None:
         b = self.b
 
         def block(feature: ir.Value) -> None:
@@ -183,7 +189,7 @@ class _Code:
                 for offset in range(TILE)
             ]
             for token, change in enumerate(self.transposed(rows)):
-                with b.if_then(b.icmp_signed("<", _long(token), self.tokens)):
+                with where(token):
                     place = self.at(self.y, b.add(b.mul(_long(token), self.outputs), feature))
                     self.store(b.fadd(self.load(place), change), place)
 
