@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from deltahub.manifest import Manifest as Manifest
     from deltahub.mask import Mask as Mask
     from deltahub.merging import merge as merge
+    from deltahub.mixing.mixer import Mixable as Mixable
+    from deltahub.mixing.mixer import Mixer as Mixer
     from deltahub.predict import Predictor as Predictor
     from deltahub.resident import Resident as Resident
     from deltahub.sentences import base_task as base_task
@@ -43,6 +45,8 @@ _HOME = {
     "Hub": "hub",
     "Manifest": "manifest",
     "Mask": "mask",
+    "Mixable": "mixing.mixer",
+    "Mixer": "mixing.mixer",
     "Pace": "stores.paced",
     "Predictor": "predict",
     "Resident": "resident",

@@ -23,6 +23,7 @@ LAYERS = [
     {"backbone", "binding", "layout", "dense", "resident", "heads"}
     | {"pooling", "linear_head", "shared_head", "skeletons", "tokenizing", "encoding", "answers", "task_model"}
     | {"sentences"},
+    {"mixing"},
     {"parallel", "presence"},
     {"hub", "changes", "pushing", "versions", "garbage", "verification", "report", "card"}
     | {"signatures", "repair", "verified"},

@@ -115,14 +115,14 @@ def _replayed(outputs: Mapping[nn.Module, Any]) -> Iterator[None]:
     """Each of these modules gives what it is said to have given."""
     held = {part: vars(part).get("forward") for part in outputs}
     for part, output in outputs.items():
-        part.forward = lambda *_, given=output, **__: given  # type: ignore[method-assign]
+        part.forward = lambda *_, given=output, **__: given
     try:
         yield
     finally:
         for part, forward in held.items():
-            del part.forward  # type: ignore[method-assign]
+            del part.forward
             if forward is not None:
-                part.forward = forward  # type: ignore[method-assign]
+                part.forward = forward
 
 
 def _cut(output: Any, mine: slice, rows: int) -> Any:

@@ -1,6 +1,6 @@
 """The shared-index product on a CPU, compiled at run time for the machine that it runs on.
 
-For every task of a batch, ``y += x S' + b``, with ``S = W_task - W_base`` sparse and its positions the same for all tasks.
+For every task of a batch, ``y += x S' + b``, with ``S = W_task - W_base`` sparse, and its positions the same for all.
 A unit of work is one task's tile of 16 tokens, in three steps that never leave the cache:
 
 1. turn the tile of ``x``, so that 16 tokens of a feature lie in one vector;
@@ -39,8 +39,8 @@ class Job(ctypes.Structure):
     """One product: addresses, sizes, and two counters that the threads share and that begin at 0.
 
     ``values`` has an address for each task, ``biases`` a row for each, ``stride`` floats apart; ``rows`` are int32
-    (outputs, 3): an output, where its positions begin and end; ``units`` are int32 (count, 3): task, first token, number
-    of tokens; ``scratch`` has room for (inputs + outputs) x TILE floats of each thread, and is aligned to 64 bytes.
+    (outputs, 3): an output, where its positions begin and end; ``units`` are int32 (count, 3): task, first token,
+    number of tokens; ``scratch`` has room for (inputs + outputs) x TILE floats of each thread, aligned to 64 bytes.
     """
 
     _fields_ = [(name, ctypes.c_int64) for name in _FIELDS]
@@ -63,7 +63,6 @@ class Kernel:
         self._engine.finalize_object()
         self._work = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self._engine.get_function_address("work"))
         self._parallel = _openmp()
-
 
     def run(self, job: Job, threads: int) -> None:
         """Runs ``job`` to its end; Python's lock is released meanwhile."""
@@ -142,7 +141,9 @@ class _Code:
                 row = self.b.mul(self.b.select(inside, _long(token), last), self.inputs)
                 rows.append(self.load(self.at(self.x, self.b.add(row, feature))))
             for offset, column in enumerate(self.transposed(rows)):
-                self.store(column, self.at(self.turned, self.b.mul(self.b.add(feature, _long(offset)), _long(TILE))), 64)
+                self.store(
+                    column, self.at(self.turned, self.b.mul(self.b.add(feature, _long(offset)), _long(TILE))), 64
+                )
 
         self.blocks(self.inputs, block)
 
@@ -150,7 +151,8 @@ class _Code:
         b = self.b
         with self.loop(_long(0), self.outputs) as number:
             output, start, stop = (
-                b.sext(b.load(self.at(self.rows, b.add(b.mul(number, _long(3)), _long(field)))), _LONG) for field in range(3)
+                b.sext(b.load(self.at(self.rows, b.add(b.mul(number, _long(3)), _long(field)))), _LONG)
+                for field in range(3)
             )
             before, body, after = b.block, b.append_basic_block(), b.append_basic_block()
             bias = self.spread(b.load(self.at(self.biases, output)))

@@ -48,7 +48,7 @@ class Layers:
         forwards = _Pass(self, tasks, starts).forwards()
         try:
             for module, forward in forwards.items():
-                module.forward = forward  # type: ignore[method-assign]
+                module.forward = forward
             yield
         finally:
             for module in forwards:
@@ -90,7 +90,9 @@ class _Pass:
         found: dict[nn.Module, Forward] = {}
         for matrix in layers.matrices:
             pattern = matrix.pattern if self.masked else None
-            biases = lines[:, matrix.vector.at] if lines is not None and matrix.vector in own and matrix.vector else None
+            biases = (
+                lines[:, matrix.vector.at] if lines is not None and matrix.vector in own and matrix.vector else None
+            )
             if pattern is not None or biases is not None or matrix.name in factors:
                 low_rank = self.low_rank(matrix.name) if matrix.name in factors else ()
                 found[matrix.module] = partial(self.linear, matrix, pattern, biases, low_rank)

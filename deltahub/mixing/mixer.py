@@ -94,10 +94,10 @@ class Mixer:
             ResidentError: the resident holds a task's values, before or after the pass.
             MismatchError: a task gives NaN or infinity, or the architecture cannot be mixed.
         """
-        order = sorted(range(len(rows)), key=lambda at: id(rows[at][0]))  # rows of one task beside each other
+        order = sorted(range(len(rows)), key=lambda at: id(rows[at][0].model))  # rows of one task beside each other
         tasks: list[Mixable] = []
         starts = [0]
-        for _, members in groupby(order, key=lambda at: id(rows[at][0])):
+        for _, members in groupby(order, key=lambda at: id(rows[at][0].model)):
             numbers = list(members)
             tasks.append(rows[numbers[0]][0])
             starts.append(starts[-1] + len(numbers))

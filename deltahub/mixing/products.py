@@ -1,4 +1,4 @@
-"""``y += x (W_task - W_base) + b_task`` for rows of many tasks: what it takes, the plain way, the choice of a fast one."""
+"""``y += x (W_task - W_base) + b_task`` for rows of many tasks: what it takes, a plain way, and the fastest."""
 
 from __future__ import annotations
 
@@ -109,4 +109,11 @@ def fastest(patterns: Sequence[Pattern]) -> Products:
             return PlainProducts()
         if all(min(weight.shape) >= TILE for weight in weights):
             return CompiledProducts(patterns)
+    if device.type == "cuda":
+        try:
+            from deltahub.mixing.gpu import DTYPES, TritonProducts, usable
+        except ImportError:  # triton is not installed
+            return PlainProducts()
+        if dtype in DTYPES and usable():
+            return TritonProducts(patterns)
     return PlainProducts()

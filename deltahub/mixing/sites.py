@@ -61,22 +61,25 @@ class Sites:
         tables: weights (n, width) of embeddings.
         vectors: all one-dimensional ones, whose values stand in one line one after the other.
         masked_elsewhere: names of base tensors with masked positions where rows cannot differ.
+        device: of all of them.
     """
 
     matrices: tuple[Site[nn.Linear], ...]
     tables: tuple[Site[nn.Embedding], ...]
     vectors: tuple[Vector, ...]
     masked_elsewhere: tuple[str, ...]
+    device: torch.device
 
     @cached_property
     def line(self) -> torch.Tensor:
         """(width,) the base's own values of all vectors."""
-        return torch.cat([vector.tensor for vector in self.vectors]) if self.vectors else torch.empty(0)
+        found = [vector.tensor for vector in self.vectors]
+        return torch.cat(found) if found else torch.empty(0, device=self.device)
 
     @cached_property
     def masked_line(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Which of the k values fall in vectors, and their places in the line; both (m,) int64."""
-        device = self.line.device
+        device = self.device
         empty = torch.empty(0, dtype=torch.int64, device=device)
         which = [torch.arange(vector.part.start, vector.part.stop, device=device) for vector in self.vectors]
         where = [vector.local + vector.at.start for vector in self.vectors]
@@ -109,7 +112,8 @@ def find(resident: Resident) -> Sites:
         else:
             continue
         parts.pop(name, None)
-    return Sites(tuple(matrices), tuple(tables), tuple(vectors), tuple(parts))
+    device = next(resident.module.parameters()).device
+    return Sites(tuple(matrices), tuple(tables), tuple(vectors), tuple(parts), device)
 
 
 def is_rms(module: nn.Module) -> bool:

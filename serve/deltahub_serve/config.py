@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from deltahub import DeltahubError, VerifyKey
 from deltahub.errors import UsageError
-from deltahub_serve.scheduler import Limits
+from deltahub_serve.scheduler import Limits, Mixing
 from deltahub_serve.settings import LibrarySettings
 
 _LIMITS, _LIBRARY = Limits(), LibrarySettings()
@@ -33,6 +33,8 @@ class Live(_Checked):
         batch_rows, batch_tokens: most requests, and most tokens with padding, of a forward pass.
         patience: seconds that a request may wait before its task goes first.
         queued, queued_per_task: most requests that wait in a replica, in all and of one task.
+        mixing: whether tasks share forward passes: ``"auto"`` where that is cheaper, ``"always"`` where they can,
+            ``"never"``.
         timeout: seconds that a request may take.
         splits: task to shares of its versions, ``{"sst2": {3: 0.9, 4: 0.1}}``, for requests that name no version; the
             shares of a task sum to 1.
@@ -47,6 +49,7 @@ class Live(_Checked):
     patience: Seconds = _LIMITS.patience
     queued: Count = _LIMITS.queued
     queued_per_task: Count = _LIMITS.queued_per_task
+    mixing: Mixing = _LIMITS.mixing
     timeout: Seconds = 30.0
     splits: dict[str, dict[Annotated[int, Field(ge=1)], Share]] = {}
     pinned: tuple[str, ...] = ()
@@ -64,7 +67,7 @@ class Live(_Checked):
 
     @property
     def limits(self) -> Limits:
-        return Limits(self.batch_rows, self.batch_tokens, self.patience, self.queued, self.queued_per_task)
+        return Limits(self.batch_rows, self.batch_tokens, self.patience, self.queued, self.queued_per_task, self.mixing)
 
     @property
     def library(self) -> LibrarySettings:

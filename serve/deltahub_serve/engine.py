@@ -1,4 +1,4 @@
-"""The one thread that owns the model: takes batches from the scheduler, swaps, runs, checks whose answers they are."""
+"""The one thread that owns the model: takes batches from the scheduler, and has the runner answer them."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from deltahub import DeltahubError, Resident, TaskModel
+from deltahub import DeltahubError, Mixer, Resident, TaskModel
+from deltahub_serve import costs
 from deltahub_serve.passes import Answered, Counters, Pass
+from deltahub_serve.runner import Key, Ran, Runner, key_of
 from deltahub_serve.scheduler import Batch, Limits, Request, Scheduler
+from deltahub_serve.waiting import Waiting, Work, begun, fail, taken
 
-Key = tuple[str, int | None, str]
-"""Task, version and digest."""
 _MOST_FAILED = 8
 """Passes that fail in turn, in whatever tasks, until the device rather than a task is taken for broken."""
 
@@ -28,19 +27,6 @@ class Expired(Exception):
 
 class Closed(Exception):
     """The engine takes no more requests."""
-
-
-@dataclass(frozen=True)
-class _Work:
-    model: TaskModel
-    encoded: Any
-    future: Waiting
-
-
-class Waiting(Future[Answered]):
-    """The future of one request; `Engine.cancel` cancels it."""
-
-    request: Request[Key]
 
 
 class Engine:
@@ -54,6 +40,11 @@ class Engine:
         clock: monotonic seconds.
         threads: that torch uses for a pass; None leaves it to torch.
         observe: told about every pass before its answers are given, in the engine's thread; must be quick.
+        mixer: on the resident, so that tasks can share passes; what these cost is measured before this returns.
+        tokenizer: of the base, for that.
+
+    Attributes:
+        costs: what was measured; None where ``unmixed`` says why tasks cannot share passes.
     """
 
     def __init__(
@@ -64,9 +55,16 @@ class Engine:
         *,
         threads: int | None = None,
         observe: Callable[[Pass], None] | None = None,
+        mixer: Mixer | None = None,
+        tokenizer: Any = None,
     ) -> None:
         self.resident = resident
         self.counters = Counters()
+        self.costs: costs.Costs | None = None
+        self.unmixed: str | None = None if mixer else "there is no mixer"
+        self._runner = Runner(resident, mixer, clock)
+        self._tokenizer = tokenizer
+        self._ready = threading.Event()
         self._threads = threads
         self._observe = observe
         self._clock = clock
@@ -80,6 +78,7 @@ class Engine:
         self._key: Key | None = None
         self._thread = threading.Thread(target=self._loop, name="deltahub-engine", daemon=True)
         self._thread.start()
+        self._ready.wait()
 
     def submit(
         self, model: TaskModel, version: int | None, encoded: Sequence[Any], *, deadline: float | None = None
@@ -101,8 +100,9 @@ class Engine:
         requests, futures = [], []
         for item in encoded:
             future = Waiting()
-            work = _Work(model, item, future)
-            future.request = Request(key, delta.task, len(item.tokens["input_ids"]), work, latest)
+            row = self._runner.row(key, model, item)
+            tokens, mixable = len(item.tokens["input_ids"]), row.mixable is not None
+            future.request = Request(key, delta.task, tokens, Work(row, future), latest, mixable)
             requests.append(future.request)
             futures.append(future)
         with self._condition:
@@ -134,7 +134,7 @@ class Engine:
             if not drain:
                 while (batch := self._scheduler.next_batch()).requests or batch.expired:
                     for request in (*batch.requests, *batch.expired):
-                        _fail(request, Closed("the server is shutting down"))
+                        fail(request, Closed("the server is shutting down"))
             self._condition.notify()
         self._thread.join(timeout)
         return not self._thread.is_alive()
@@ -152,6 +152,14 @@ class Engine:
     def key(self) -> Key | None:
         """Whose values are in place, as of the last pass."""
         return self._key
+
+    @property
+    def mixing(self) -> dict[str, Any]:
+        """Why tasks cannot share passes, or how their products are taken and what was measured."""
+        mixer = self._runner.mixer
+        if mixer is None or self.costs is None:
+            return {"unmixed": self.unmixed}
+        return {"unmixed": None, "products": mixer.products.name, **self.costs.as_dict()}
 
     def trouble(self, stuck_after: float) -> str | None:
         """Why the engine cannot answer any more.
@@ -172,6 +180,8 @@ class Engine:
     def _loop(self) -> None:
         if self._threads is not None:
             torch.set_num_threads(self._threads)  # counts for the thread that calls it
+        self._measure()
+        self._ready.set()
         while True:
             with self._condition:
                 self._busy_since = None
@@ -184,27 +194,44 @@ class Engine:
                 self._busy_since = self._clock()
             for request in batch.expired:
                 self.counters.expired += 1
-                _fail(request, Expired("the deadline passed while the request was waiting"))
+                fail(request, Expired("the deadline passed while the request was waiting"))
             if batch.key is not None and not self._run(batch):
                 return
             del batch  # it would keep a task in memory while nothing waits
 
+    def _measure(self) -> None:
+        if self._runner.mixer is None:
+            return
+        try:
+            self.costs = costs.fit(self._runner, self._tokenizer)
+            self._scheduler.cheaper = self._cheaper
+        except Exception as error:  # noqa: BLE001  (whatever it is, tasks are swapped in then)
+            self.unmixed = " ".join(str(error).split())[:200]
+            self._runner.mixer = None
+
+    def _cheaper(self, requests: Sequence[Request[Key]], in_place: Key | None) -> bool:
+        assert self.costs is not None
+        groups: dict[Key, list[int]] = {}
+        for request in requests:
+            groups.setdefault(request.key, []).append(request.tokens)
+        there = [*groups].index(in_place) if in_place in groups else None
+        return self.costs.together([*groups.values()], in_place=there, on_base=in_place is None)
+
     def _run(self, batch: Batch[Key]) -> bool:
         """One pass; False where the resident can never be used again."""
-        wanted = [request for request in batch.requests if _begun(request)]
+        wanted = [request for request in batch.requests if begun(request)]
         if not wanted:
             return True
-        assert batch.key is not None
         try:
-            self._answer(batch.key, wanted)
+            self._answer(wanted)
         except Exception as error:  # noqa: BLE001  (torch may fail in any way; the thread must live on)
             if not isinstance(error, DeltahubError):  # those are told on purpose, of one task
                 self._failing += 1
                 self._failed_by = " ".join(str(error).split())[:200]
-            return self._failed(batch.key, wanted, error)
+            return self._failed(wanted, error)
         return True
 
-    def _failed(self, key: Key, wanted: list[Request[Key]], error: Exception) -> bool:
+    def _failed(self, wanted: list[Request[Key]], error: Exception) -> bool:
         try:
             stamp = self.resident.stamp  # refuses where a write failed half-way
         except DeltahubError as poison:
@@ -215,76 +242,51 @@ class Engine:
                     wanted += [*left.requests, *left.expired]
                     left = self._scheduler.next_batch()
             for request in wanted:
-                _fail(request, Closed(self._broken))
+                fail(request, Closed(self._broken))
             return False
         self._key = None
         self.counters.failures += 1
-        in_place = stamp is not None and (stamp.task, stamp.version, stamp.digest) == key
-        if len(wanted) == 1 or not in_place:  # a swap that failed would fail for each row alike
+        keys = {request.key for request in wanted}
+        swapped = len(keys) > 1 or {key_of(stamp)} == keys
+        if len(wanted) == 1 or not swapped:  # a swap that failed would fail for each row alike
             for request in wanted:
-                _fail(request, error)
+                fail(request, error)
             return True
         usable = True
         for request in wanted:  # one by one: a row must not spoil the others' answers
-            usable = self._retry(key, request)
+            usable = self._retry(request)
         return usable
 
-    def _retry(self, key: Key, request: Request[Key]) -> bool:
+    def _retry(self, request: Request[Key]) -> bool:
         try:
-            self._answer(key, [request])
+            self._answer([request])
         except Exception as error:  # noqa: BLE001  (as for the whole batch)
-            return self._failed(key, [request], error)
+            return self._failed([request], error)
         return True
 
-    def _answer(self, key: Key, wanted: list[Request[Key]]) -> None:
+    def _answer(self, wanted: list[Request[Key]]) -> None:
         start = self._clock()
-        model: TaskModel = wanted[0].payload.model
-        stamp = self.resident.stamp
-        swapped = 0.0
-        if stamp is None or (stamp.task, stamp.version, stamp.digest) != key:
-            stamp = self.resident.swap(model.prepared, key[1])
-            swapped = self._clock() - start
-            self.counters.swaps += 1
-        found = model.run([request.payload.encoded for request in wanted])
-        ran = self._clock() - start - swapped
-        self._key = (stamp.task, stamp.version, stamp.digest)
-        assert self._key == key
+        done = self._runner.run([request.payload.row for request in wanted])
+        self._key = key_of(self.resident.stamp)
         with self._condition:
-            self._scheduler.took(len(wanted), ran + swapped)
-        self._count(key[0], wanted, start, swapped, ran)
+            self._scheduler.took(len(wanted), done.ran + done.swapped)
+        self._count(wanted, start, done)
         self._failing = 0
-        for request, answer in zip(wanted, found, strict=True):
+        for request, answer in zip(wanted, done.answers, strict=True):
             queued = start - request.arrived
-            _taken(request).set_result(Answered(answer, *key, queued, swapped, ran, len(wanted)))
+            answered = Answered(answer, *request.key, queued, done.swapped, done.ran, len(wanted), done.tasks)
+            taken(request).set_result(answered)
 
-    def _count(self, task: str, wanted: list[Request[Key]], start: float, swapped: float, ran: float) -> None:
-        queued, tokens = [start - request.arrived for request in wanted], [request.tokens for request in wanted]
+    def _count(self, wanted: list[Request[Key]], start: float, done: Ran) -> None:
+        rows = tuple((request.task, request.tokens, start - request.arrived) for request in wanted)
         counters = self.counters
         counters.requests += len(wanted)
         counters.passes += 1
-        counters.swap_seconds += swapped
-        counters.run_seconds += ran
-        counters.queue_seconds += sum(queued)
+        counters.mixed += done.tasks > 1
+        counters.swaps += done.swapped > 0
+        counters.swap_seconds += done.swapped
+        counters.run_seconds += done.ran
+        counters.queue_seconds += sum(waited for *_, waited in rows)
         if self._observe is not None:
-            self._observe(Pass(task, sum(tokens), len(tokens) * max(tokens), tuple(queued), swapped, ran))
-
-
-def _taken(request: Request[Key]) -> Waiting:
-    """The future, for its answer; the request lets go of its task, which queues and futures would keep in memory."""
-    future: Waiting = request.payload.future
-    request.payload = None
-    return future
-
-
-def _begun(request: Request[Key]) -> bool:
-    """Whether somebody still wants it, who cannot cancel it any more."""
-    if request.payload.future.set_running_or_notify_cancel():
-        return True
-    request.payload = None
-    return False
-
-
-def _fail(request: Request[Key], error: Exception) -> None:
-    future = _taken(request)
-    if future.running() or future.set_running_or_notify_cancel():
-        future.set_exception(error)
+            longest = max(tokens for _, tokens, _ in rows)
+            self._observe(Pass(rows, len(rows) * longest, done.swapped, done.ran, done.tasks > 1))

@@ -17,6 +17,8 @@ OTHER = "(other)"
 NONE = "(none)"
 """Stands for what clients called a task and is none: their words never become a label."""
 _COUNTERS = {
+    "passes": ("passes", "Forward passes"),
+    "mixed_passes": ("mixed", "Forward passes that several tasks shared"),
     "swaps": ("swaps", "Passes that put other values in place first"),
     "failed_passes": ("failures", "Passes that failed"),
     "expired": ("expired", "Texts whose deadline passed while they waited"),
@@ -65,17 +67,21 @@ class Metrics:
 
     def passed(self, done: Pass) -> None:
         """A forward pass has ended."""
-        task, waited = self._label(done.task), sum(done.queued)
-        self._rows.observe(done.rows)
-        self._tokens.labels(task).inc(done.tokens)
-        self._padding.inc(done.padded - done.tokens)
-        for seconds in done.queued:
-            self._steps["queue"].observe(seconds)
+        self._rows.observe(len(done.rows))
+        self._padding.inc(done.padded - sum(tokens for _, tokens, _ in done.rows))
         self._steps["forward"].observe(done.ran)
         if done.swapped:
             self._steps["swap"].observe(done.swapped)
-        for step, seconds in (("queue", waited), ("swap", done.swapped), ("forward", done.ran)):
-            self._spent.labels(task, step).inc(seconds)
+        for *_, waited in done.rows:
+            self._steps["queue"].observe(waited)
+        by_task: dict[str, list[tuple[int, float]]] = {}
+        for name, tokens, waited in done.rows:
+            by_task.setdefault(self._label(name), []).append((tokens, waited))
+        for task, rows in by_task.items():
+            share, queued = len(rows) / len(done.rows), sum(waited for _, waited in rows)
+            self._tokens.labels(task).inc(sum(tokens for tokens, _ in rows))
+            for step, seconds in (("queue", queued), ("swap", share * done.swapped), ("forward", share * done.ran)):
+                self._spent.labels(task, step).inc(seconds)
 
     def families(self, state: State, refresh_age: float) -> list[Metric]:
         """All that is told, what ``state`` says too, without the times at which series began.

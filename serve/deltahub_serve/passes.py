@@ -12,9 +12,10 @@ class Answered:
 
     Attributes:
         answer: as `deltahub.TaskModel.run` gives it.
-        task, version, digest: whose values were in place, by the resident's stamp.
+        task, version, digest: whose values answered, by the stamp of its row.
         queued, swapped, ran: seconds in the queue, for the swap (0 where the values were in place), and for the pass.
         rows: requests in the pass.
+        tasks: task versions that had requests in it; where there are several, it was a mixed pass.
     """
 
     answer: Any
@@ -25,6 +26,7 @@ class Answered:
     swapped: float
     ran: float
     rows: int
+    tasks: int = 1
 
 
 @dataclass(frozen=True)
@@ -32,30 +34,26 @@ class Pass:
     """What one forward pass did, for whoever counts.
 
     Attributes:
-        task: whose values were in place.
-        tokens, padded: tokens of the requests, and with the padding that the pass computed too.
-        queued: seconds that each request waited.
+        rows: task, tokens, and seconds of waiting of each request.
+        padded: tokens that the pass computed, padding included.
         swapped, ran: seconds of the swap, 0 where the values were in place, and of the pass.
+        mixed: whether several tasks shared it.
     """
 
-    task: str
-    tokens: int
+    rows: tuple[tuple[str, int, float], ...]
     padded: int
-    queued: tuple[float, ...]
     swapped: float
     ran: float
-
-    @property
-    def rows(self) -> int:
-        return len(self.queued)
+    mixed: bool = False
 
 
 @dataclass
 class Counters:
-    """What the engine has done since it began; seconds are sums."""
+    """What the engine has done since it began; ``mixed`` counts passes that tasks shared, seconds are sums."""
 
     requests: int = 0
     passes: int = 0
+    mixed: int = 0
     swaps: int = 0
     failures: int = 0
     expired: int = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from prometheus_client.metrics_core import Metric
 
@@ -39,9 +39,11 @@ class Reply(replies.Reply):
 
     Attributes:
         rows: most requests that shared a forward pass with one of these.
+        tasks: most task versions that did.
     """
 
     rows: int
+    tasks: int
 
 
 REASONS = (
@@ -121,6 +123,8 @@ class State:
         hub: why the hub cannot be read now; None where it can.
         broken: why the replica cannot answer any more; None where it can.
         uptime: seconds.
+        counters: what it has done since it began.
+        mixing: whether tasks share passes, why not, and what that costs as measured at the start.
     """
 
     replica: str
@@ -140,6 +144,7 @@ class State:
     broken: str | None
     uptime: float
     counters: dict[str, float] = field(default_factory=dict)
+    mixing: dict[str, Any] = field(default_factory=dict)
 
 
 class Backend(Protocol):

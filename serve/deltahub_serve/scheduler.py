@@ -1,7 +1,7 @@
 """Which requests go into the next forward pass: one queue per task, batches that form while the device works.
 
 Plain Python without threads, clocks or models of its own: `Scheduler.next_batch` is asked whenever the device is free.
-A batch holds requests of one task version only. The choice, in this order:
+The choice of the queue that goes first, in this order:
 
 1. the queue whose oldest request has waited longest, once it has waited ``patience`` or longer: so no task can be kept
    waiting by the others for more than ``patience`` and the passes of those that waited longer still;
@@ -10,17 +10,21 @@ A batch holds requests of one task version only. The choice, in this order:
 
 Within a queue the oldest request always goes first, and others join it by how close they are in length, as long as the
 padded batch stays within ``batch_tokens``: rows times the longest row is what a pass costs.
+
+Requests of other tasks may join in the same way where all of them can be mixed, and whoever owns the scheduler says
+that one mixed pass is cheaper for these requests than a pass for each task.
 """
 
 from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
+Mixing = Literal["auto", "always", "never"]
 _SOONEST, _LATEST = 1.0, 30.0
 """Seconds after which whoever was turned away may come back, at least and at most."""
 
@@ -35,6 +39,7 @@ class Limits:
         patience: seconds that a request may wait before its queue goes first.
         queued: most requests that wait in all.
         queued_per_task: most requests of one task that wait, all its versions together.
+        mixing: whether tasks share passes: ``"auto"`` where that is cheaper, ``"always"`` where they can, ``"never"``.
     """
 
     batch_rows: int = 32
@@ -42,6 +47,7 @@ class Limits:
     patience: float = 0.05
     queued: int = 4096
     queued_per_task: int = 2048
+    mixing: Mixing = "auto"
 
 
 class Overloaded(Exception):
@@ -68,6 +74,7 @@ class Request(Generic[Key]):
         tokens: its length.
         payload: whatever the engine needs, which may drop it; never looked at here.
         deadline: clock time after which nobody wants the answer.
+        mixable: whether it can share a pass with requests of other tasks that can.
         arrived: clock time, set by `Scheduler.submit`.
     """
 
@@ -76,13 +83,18 @@ class Request(Generic[Key]):
     tokens: int
     payload: Any = None
     deadline: float = math.inf
+    mixable: bool = False
     arrived: float = field(default=0.0, init=False)
     waiting: bool = field(default=False, init=False)
 
 
 @dataclass(frozen=True)
 class Batch(Generic[Key]):
-    """Requests of one task version for one pass; ``expired`` ones, of any task, are to be refused."""
+    """Requests for one pass; ``expired`` ones, of any task, are to be refused.
+
+    ``key`` is the task version of the first request, for which the pass was chosen; others are of other ones only if
+    all can be mixed.
+    """
 
     key: Key | None
     requests: tuple[Request[Key], ...]
@@ -94,10 +106,15 @@ class Scheduler(Generic[Key]):
 
     Args:
         clock: monotonic seconds.
+
+    Attributes:
+        cheaper: with mixing ``"auto"``, whether one mixed pass of these requests is cheaper than a pass for each task,
+            by the task version whose values are in place; None where nobody knows.
     """
 
     def __init__(self, limits: Limits, clock: Callable[[], float]) -> None:
         self.limits = limits
+        self.cheaper: Callable[[Sequence[Request[Key]], Key | None], bool] | None = None
         self._clock = clock
         self._queues: dict[Key, list[Request[Key]]] = {}
         self._tokens: dict[Key, int] = {}
@@ -145,8 +162,13 @@ class Scheduler(Generic[Key]):
         if not self._queues:
             return Batch(None, (), expired)
         key = self._choose(resident)
-        chosen = self._fill(self._queues[key])
-        self._remove(key, {id(request) for request in chosen})
+        first, *others = self._queues[key]
+        chosen = self._mixed(first, resident) or self._fill(first, others[: 4 * self.limits.batch_rows])
+        gone: dict[Key, set[int]] = {}
+        for request in chosen:
+            gone.setdefault(request.key, set()).add(id(request))
+        for of, numbers in gone.items():
+            self._remove(of, numbers)
         return Batch(key, tuple(chosen), expired)
 
     def took(self, requests: int, seconds: float) -> None:
@@ -191,11 +213,27 @@ class Scheduler(Generic[Key]):
 
         return max(self._queues, key=merit)
 
-    def _fill(self, queue: list[Request[Key]]) -> list[Request[Key]]:
-        """The oldest request and those that suit it."""
-        first, limits = queue[0], self.limits
-        chosen, longest = [first], first.tokens
-        window = queue[1 : 4 * limits.batch_rows]
+    def _mixed(self, first: Request[Key], resident: Key | None) -> list[Request[Key]]:
+        """``first`` with requests of any task, where that is wanted; else none."""
+        limits = self.limits
+        if limits.mixing == "never" or not first.mixable or len(self._queues) == 1:
+            return []
+        waiting = [
+            request
+            for queue in self._queues.values()
+            for request in queue[: limits.batch_rows]
+            if request.mixable and request is not first
+        ]
+        oldest = heapq.nsmallest(4 * limits.batch_rows, waiting, key=lambda request: request.arrived)
+        chosen = self._fill(first, oldest)
+        if all(request.key == first.key for request in chosen):
+            return []
+        wanted = limits.mixing == "always" or (self.cheaper is not None and self.cheaper(chosen, resident))
+        return chosen if wanted else []
+
+    def _fill(self, first: Request[Key], window: Sequence[Request[Key]]) -> list[Request[Key]]:
+        """``first`` and those of ``window``, the oldest first, that suit it."""
+        limits, chosen, longest = self.limits, [first], first.tokens
         for request in sorted(window, key=lambda other: abs(other.tokens - first.tokens)):  # stable: the older first
             if len(chosen) == limits.batch_rows:
                 break

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from prometheus_client.metrics_core import Metric
 
-from deltahub import Delta, DeltahubError, TaskModel, base_task
+from deltahub import Delta, DeltahubError, Mixer, TaskModel, base_task
 from deltahub.encoding import Encoded
 from deltahub.replies import Seconds
 from deltahub_serve import refusals
@@ -73,8 +73,9 @@ class Worker:
         )
         self._catalogue = Catalogue(library.listing, self._base_card(), library.loaded, library.last, clock)
         self._engine = Engine(
-            parts.resident, self._live.limits, clock, threads=parts.threads, observe=self._meters.passed
-        )
+            parts.resident, self._live.limits, clock, threads=parts.threads, observe=self._meters.passed,
+            mixer=Mixer(parts.resident, parts.tokenizer), tokenizer=parts.tokenizer,
+        )  # fmt: skip
         self._tokenizers = ThreadPoolExecutor(2, thread_name_prefix="deltahub-tokens")
         self._readers = ThreadPoolExecutor(4, thread_name_prefix="deltahub-read")
         self._preparing = 0
@@ -156,6 +157,7 @@ class Worker:
             budget=self._live.cache_bytes, pinned=library.pinned, trouble=dict(library.trouble),
             hub=library.watch.trouble(), broken=self.trouble(), uptime=self._clock() - self._since,
             counters=asdict(self._engine.counters) | asdict(library.counters),
+            mixing={"mode": self._live.mixing} | self._engine.mixing,
         )  # fmt: skip
 
     def reconfigure(self, live: Live) -> None:
@@ -259,7 +261,7 @@ class Worker:
             labels=manifest.labels, answers=tuple(each.answer for each in found),
             tokens=tuple(len(item.tokens["input_ids"]) for item in encoded),
             seconds=Seconds(prepared, slowest.queued, slowest.swapped, slowest.ran),
-            rows=max(each.rows for each in found), replica=self.replica,
+            rows=max(each.rows for each in found), tasks=max(each.tasks for each in found), replica=self.replica,
         )  # fmt: skip
 
     async def _read(self, function: Callable[..., T], *arguments: object) -> T:

@@ -79,7 +79,7 @@ def test_no_number_of_tasks_makes_more_than_a_thousand_labels(worker: Worker) ->
     meters = Metrics()
     for number in range(1500):
         meters.asked(f"task{number}", "answered")
-        meters.passed(Pass(f"task{number}", 3, 4, (0.1,), 0.0, 0.1))
+        meters.passed(Pass(((f"task{number}", 3, 0.1),), 4, 0.0, 0.1))
     text = merge({"local": meters.families(worker.state(), 0.0)}).decode()
     tasks = {dict(labels).get("task") for _, labels in samples(text)} - {None}
     assert len(tasks) == 1001

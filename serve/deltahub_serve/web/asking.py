@@ -59,6 +59,7 @@ def headers_of(reply: Reply) -> dict[str, str]:
     headers["x-task"] = quote(reply.task, safe="/:@ ")  # the base may be called anything
     headers["x-task-digest"] = reply.digest
     headers["x-batch-rows"] = str(reply.rows)
+    headers["x-batch-tasks"] = str(reply.tasks)
     headers["x-replica"] = quote(reply.replica, safe="#")
     if reply.version is not None:
         headers["x-task-version"] = str(reply.version)

@@ -66,7 +66,8 @@ class Canned:
         return Reply(
             task=name, version=3, digest="d" * 64, kind=KINDS[name], labels=LABELS,
             answers=tuple(self._answer(KINDS[name], text) for text in question.texts),
-            tokens=(5,) * len(question.texts), seconds=Seconds(0.001, 0.002, 0.0003, 0.004), rows=1, replica="one",
+            tokens=(5,) * len(question.texts), seconds=Seconds(0.001, 0.002, 0.0003, 0.004), rows=1, tasks=1,
+            replica="one",
         )  # fmt: skip
 
     def _answer(self, kind: str, text: object) -> Answer:

@@ -1,0 +1,152 @@
+"""What passes cost on this machine, measured once at the start, and which way is cheaper for the requests at hand."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from deltahub import Delta, Manifest, TaskModel
+from deltahub.rawtensor import RawTensor
+from deltahub_serve.runner import Row, Runner
+
+_SIZES = ((1, 16), (4, 16), (16, 16), (16, 64))
+"""Rows and tokens of the passes that are timed, each merged, and mixed of few and of many tasks."""
+_TASKS = 8
+_REPEATS = 3
+_BUDGET = 4.0
+"""Seconds after which no further size is timed: what is larger is then told from what was seen."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds of each step.
+
+    Attributes:
+        swap: to put a task's values in place, or the base's back.
+        forward: of a merged pass, by its tokens with padding; between two sizes, and past the last, a straight line.
+        mixing: what a mixed pass takes on top: at all, for each token, and for each task.
+    """
+
+    swap: float
+    forward: tuple[tuple[int, float], ...]
+    mixing: tuple[float, float, float]
+
+    def merged(self, tokens: int) -> float:
+        """Of a merged pass of so many tokens."""
+        sizes = [size for size, _ in self.forward]
+        seconds = [took for _, took in self.forward]
+        found = float(np.interp(tokens, sizes, seconds))
+        if tokens > sizes[-1] and len(sizes) > 1:
+            found += (seconds[-1] - seconds[-2]) / (sizes[-1] - sizes[-2]) * (tokens - sizes[-1])
+        return found
+
+    def mixed(self, tokens: int, tasks: int) -> float:
+        """Of one pass of so many tokens and tasks, on the base's values."""
+        fixed, each_token, each_task = self.mixing
+        return self.merged(tokens) + fixed + each_token * tokens + each_task * tasks
+
+    def together(self, groups: Sequence[Sequence[int]], *, in_place: int | None, on_base: bool) -> bool:
+        """Whether one mixed pass is cheaper than a merged one for each task.
+
+        Args:
+            groups: the tokens of each request, by task.
+            in_place: number of the group whose values are in place.
+            on_base: whether those of the base are.
+        """
+        apart = sum(self.merged(len(group) * max(group)) for group in groups)
+        apart += self.swap * (len(groups) - (in_place is not None))
+        rows, longest = sum(map(len, groups)), max(map(max, groups))
+        return self.mixed(rows * longest, len(groups)) + (0.0 if on_base else self.swap) < apart
+
+    def as_dict(self) -> dict[str, Any]:
+        """For /info, in milliseconds."""
+        fixed, token, task = (round(1e3 * seconds, 4) for seconds in self.mixing)
+        return {
+            "swap_ms": round(1e3 * self.swap, 4),
+            "forward_ms": {str(tokens): round(1e3 * seconds, 3) for tokens, seconds in self.forward},
+            "mixing_ms": {"pass": fixed, "token": token, "task": task},
+        }
+
+
+def fit(runner: Runner, tokenizer: Any, clock: Callable[[], float] = time.perf_counter) -> Costs:
+    """Times a few passes of tasks that have the base's own values; takes about a second, and no longer than two sizes.
+
+    Belongs to the thread that owns the resident.
+
+    Raises:
+        DeltahubError: this base cannot be run, or not with tasks mixed.
+    """
+    tasks = _tasks(runner, tokenizer)
+    began = clock()
+    swap = _timed(clock, [partial(runner.resident.swap, task.prepared) for task in tasks])
+    forward: list[tuple[int, float]] = []
+    mixed: list[tuple[int, int, float]] = []
+    for rows, tokens in _SIZES:
+        if len(forward) > 1 and clock() - began > _BUDGET:
+            break
+        [encoded] = tasks[0].prepare([" ".join(["a"] * tokens)])
+        cut = {name: column[:tokens] for name, column in encoded.tokens.items()}
+        question = type(encoded)(cut)
+        padded = rows * len(cut["input_ids"])
+        forward.append((padded, _timed(clock, [partial(runner.run, _rows(runner, tasks[:1], question, rows))])))
+        for count in {min(2, rows), min(_TASKS, rows)} - {1}:
+            seconds = _timed(clock, [partial(runner.run, _rows(runner, tasks[:count], question, rows))])
+            mixed.append((padded, count, seconds - forward[-1][1]))
+    runner.resident.restore()
+    return Costs(swap, _rising(forward), _plane(mixed))
+
+
+def _tasks(runner: Runner, tokenizer: Any) -> list[TaskModel]:
+    """Tasks that change every masked value to what it is."""
+    resident, found = runner.resident, []
+    for number in range(_TASKS):
+        tensors = {} if resident.mask is None else {"values": RawTensor.of_torch(resident.values().torch().clone())}
+        mask = None if resident.mask is None else resident.mask.ref
+        manifest = Manifest(f"cost{number}", "embeddings", resident.base.ref, mask, inputs={"pooling": "mean"})
+        found.append(TaskModel(resident, tokenizer, Delta(manifest, tensors)))
+    return found
+
+
+def _rows(runner: Runner, tasks: Sequence[TaskModel], question: Any, rows: int) -> list[Row]:
+    chosen = [tasks[number % len(tasks)] for number in range(rows)]
+    return [runner.row((task.delta.task, None, task.delta.digest), task, question) for task in chosen]
+
+
+def _timed(clock: Callable[[], float], jobs: Sequence[Callable[[], object]]) -> float:
+    """Median seconds of one of ``jobs``, which are done in turn; the first round warms up."""
+    seconds = []
+    for turn in range(1 + _REPEATS):
+        for job in jobs:
+            start = clock()
+            job()
+            seconds += [clock() - start] if turn else []
+    return statistics.median(seconds)
+
+
+def _rising(forward: Sequence[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
+    """By size, none cheaper than a smaller one: what another process took must not make a large pass look cheap."""
+    found: list[tuple[int, float]] = []
+    for tokens, seconds in sorted(dict(forward).items()):
+        found.append((tokens, max(seconds, found[-1][1]) if found else seconds))
+    return tuple(found)
+
+
+def _plane(mixed: Sequence[tuple[int, int, float]]) -> tuple[float, float, float]:
+    """Least squares of (1, tokens, tasks) with no coefficient below 0, relative to each size."""
+    places = np.array([(1.0, tokens, tasks) for tokens, tasks, _ in mixed])
+    seconds = np.array([max(more, 0.0) for *_, more in mixed])
+    weights = 1.0 / places[:, 1]
+    kept = [0, 1, 2]
+    while kept:
+        found = np.linalg.lstsq(places[:, kept] * weights[:, None], seconds * weights, rcond=None)[0]
+        if (found >= 0).all():
+            break
+        del kept[int(found.argmin())]
+    whole = dict(zip(kept, map(float, found), strict=True)) if kept else {}
+    return whole.get(0, 0.0), whole.get(1, 0.0), whole.get(2, 0.0)

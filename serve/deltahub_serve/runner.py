@@ -1,0 +1,129 @@
+"""How a batch is answered: its task's values swapped in, or rows of many tasks on the base in one pass."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary
+
+from deltahub import Mixable, Mixer, Resident, TaskModel
+from deltahub.errors import DeltahubError, ResidentError
+from deltahub.resident import Stamp
+
+Key: TypeAlias = tuple[str, int | None, str]
+"""Task, version and digest."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A question and who answers it; ``mixable`` is None where its task cannot share a pass with others."""
+
+    key: Key
+    model: TaskModel
+    mixable: Mixable | None
+    encoded: Any
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a pass gave.
+
+    Attributes:
+        answers: in the order of the rows.
+        swapped, ran: seconds to put values in place, 0 where they were, and of the pass.
+        tasks: that had rows in it.
+    """
+
+    answers: list[Any]
+    swapped: float
+    ran: float
+    tasks: int
+
+
+class Runner:
+    """Runs passes on one resident, in the one thread that owns it.
+
+    Args:
+        resident: its values are whatever the last pass needed.
+        mixer: on it; None where tasks never share a pass.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self, resident: Resident, mixer: Mixer | None = None, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self.resident = resident
+        self.mixer = mixer
+        self._clock = clock
+        self._admitted: WeakKeyDictionary[TaskModel, _Admitted | None] = WeakKeyDictionary()
+
+    def row(self, key: Key, model: TaskModel, encoded: Any) -> Row:
+        """May run on any thread."""
+        return Row(key, model, self._mixable(key, model), encoded)
+
+    def run(self, rows: Sequence[Row]) -> Ran:
+        """One pass: merged for rows of one task, mixed for those of several.
+
+        Raises:
+            ResidentError: an answer would not be of its own task; or the write of values failed.
+            MismatchError: a task gives NaN or infinity.
+        """
+        start = self._clock()
+        tasks = len({row.key for row in rows})
+        before = self.resident.stamp
+        if tasks == 1:
+            if key_of(before) != rows[0].key:
+                self.resident.swap(rows[0].model.prepared, rows[0].key[1])
+        elif before is not None:
+            self.resident.restore()
+        placed = self._clock()
+        answers = self._merged(rows) if tasks == 1 else self._mixed(rows)
+        moved = key_of(before) != key_of(self.resident.stamp)
+        return Ran(answers, placed - start if moved else 0.0, self._clock() - placed, tasks)
+
+    def _merged(self, rows: Sequence[Row]) -> list[Any]:
+        answers = rows[0].model.run([row.encoded for row in rows])
+        _check(rows, [key_of(self.resident.stamp)] * len(rows))
+        return answers
+
+    def _mixed(self, rows: Sequence[Row]) -> list[Any]:
+        assert self.mixer is not None
+        mixed = self.mixer.run([(row.mixable, row.encoded) for row in rows if row.mixable is not None])
+        _check(rows, [key_of(one.stamp) for one in mixed])
+        return [one.answer for one in mixed]
+
+    def _mixable(self, key: Key, model: TaskModel) -> Mixable | None:
+        """What is found of ``model`` is kept as long as the model is, and does not hold it."""
+        if self.mixer is None:
+            return None
+        if model not in self._admitted:
+            try:
+                found = self.mixer.admit(model)
+                self._admitted[model] = _Admitted(found.changes, found.shared)
+            except DeltahubError:  # it changes what rows cannot differ in: it is swapped in
+                self._admitted[model] = None
+        admitted = self._admitted[model]
+        return None if admitted is None else Mixable(model, Stamp(*key), admitted.changes, admitted.shared)
+
+
+@dataclass(frozen=True)
+class _Admitted:
+    changes: Any
+    shared: Any
+
+
+def key_of(stamp: Stamp | None) -> Key | None:
+    """None for the base."""
+    return None if stamp is None else (stamp.task, stamp.version, stamp.digest)
+
+
+def _check(rows: Sequence[Row], answered: Sequence[Key | None]) -> None:
+    """The last word on every row: whose values answered it."""
+    for row, key in zip(rows, answered, strict=True):
+        if key != row.key:
+            raise ResidentError(
+                f"a row of {row.key[0]} was answered by other values", expected=row.key[2][:16],
+                got="the base" if key is None else f"{key[0]} {key[2][:16]}", hint="the answer was not given",
+            )  # fmt: skip
