@@ -6,11 +6,10 @@ part compares answers that it timed with those of a plain pass in another proces
 
 What is expected, before anything was measured:
 
-right         no wrong answer, to the last bit where a text was alone in its pass and else within 1e-5; no version
-              that the name did not mean; no request lost
+right         no wrong answer, to the last bit where a text was alone in its pass and else within 1e-5, whether tasks
+              are swapped in, mixed, or both in turn; no version that the name did not mean; no request lost
 dedicated     one task: at least 0.95 of the throughput of the same application on one materialized model, p99 at most
-              1.05 of its; sixty tasks, Zipf: at least 0.8 of the throughput; uniform: less, as hardly two requests
-              that wait are of one task, and passes have one row
+              1.05 of its; sixty tasks: at least 0.8 of the throughput by Zipf, 0.75 uniformly, since they share passes
 multiplexing  at least 5 times the throughput of Ray Serve's own multiplexing with room for 3 models of 60
 cliff         1,000 tasks cost what 60 do while the cache holds them, and at most one load more where it does not
 swap          below 10 % of the forward pass of one short request

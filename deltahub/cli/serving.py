@@ -74,6 +74,10 @@ def _how(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--cache", dest="cache_bytes", metavar="SIZE", help="memory of a replica for loaded tasks (default: 1GiB)"
     )
+    group.add_argument(
+        "--mixing", choices=("auto", "always", "never"),
+        help="whether tasks share forward passes (default: auto, where that is cheaper)",
+    )  # fmt: skip
     group.add_argument("--refresh", metavar="S", help="seconds until a push or a moved tag is seen (default: 10)")
     group.add_argument("--timeout", metavar="S", help="seconds that a request may take (default: 30)")
     group.add_argument(

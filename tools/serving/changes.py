@@ -75,7 +75,7 @@ class Meanings:
 
 @dataclass
 class Changes:
-    """Changes a hub and an application's caches in a thread, until told to stop.
+    """Changes a hub and an application's caches in a thread, while entered; may be entered again.
 
     Attributes:
         url: of the application.
@@ -100,18 +100,21 @@ class Changes:
         self._versions = dict.fromkeys(self.names, 1)
         self._seeds = 1_000_000
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="changes")
+        self._thread: threading.Thread | None = None
         for name in self.names:
             self.meanings.add(name, 1, 0.0, 0.0)
             self.meanings.add(f"{name}:{TAG}", 1, 0.0, 0.0)
 
     def __enter__(self) -> Changes:
+        self._stop.clear()
+        self._thread = threading.Thread(target=self._run, name="changes")
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join()
+        if self._thread is not None:
+            self._thread.join()
 
     def _run(self) -> None:
         actions = [self._push, self._tag, self._tag, self._evict, self._refresh]

@@ -21,12 +21,14 @@ from serving.reference import compute
 TASKS, CLIENTS, REPLICAS = 60, 64, 2
 REFRESH, SLACK = 1.0, 10.0
 """Seconds; the second for lookups that wait for a core."""
+WAYS = ("never", "always", "auto")
+"""How tasks share passes: a third of the requests each. By ``auto`` both kinds of pass take turns."""
 CACHED = 25  # tasks, so that a replica cannot keep all sixty
 
 
 def measure(maker: Maker, texts: Sequence[str], threads: int, *, quick: bool) -> dict[str, Any]:
     """Asks, changes and kills; then checks every answer."""
-    requests = 600 if quick else 20_000
+    requests = (600 if quick else 21_000) // len(WAYS)
     with tempfile.TemporaryDirectory() as folder, apps.ray_serve() as address:
         url_of_hub = Path(folder, "hub")
         hub = Hub.open(url_of_hub)
@@ -35,22 +37,29 @@ def measure(maker: Maker, texts: Sequence[str], threads: int, *, quick: bool) ->
         for name in names:
             hub.tag(name, 1, TAG)
         live = {"refresh": REFRESH, "cache_bytes": CACHED * 5 * maker.mask.k, "patience": 0.02}
-        url = apps.deploy(apps.ours(url_of_hub, maker.source, threads, replicas=REPLICAS, live=live), "right", address)
-        asks = questions(names, texts, requests)
-        killed: list[int] = []
-
-        def half_way(done: int) -> None:
-            if not killed and done >= requests // 2:
-                victim = random.Random(0).choice(apps.replicas("right"))
-                os.kill(victim.pid, signal.SIGKILL)
-                killed.append(victim.pid)
 
         meanings = Meanings(REFRESH + SLACK)
-        pause = 0.1 if quick else 0.4
-        with Changes(url, maker, hub, names, KINDS, pause, meanings) as changes:
-            samples = load.run(Plan(url, asks, CLIENTS), half_way)
-        idle = load.run(Plan(url, questions(names, texts, requests // 20, seed=1), 1))
-        counted = wire.counters(url)
+        changes = Changes(f"{address}/right", maker, hub, names, KINDS, 0.1 if quick else 0.4, meanings)
+        samples: list[Sample] = []
+        idle: list[Sample] = []
+        killed: list[int] = []
+        counted: Counter[str] = Counter()
+        for phase, way in enumerate(WAYS):  # each on new replicas, and beside the same changes
+
+            def half_way(done: int, phase: int = phase) -> None:
+                if len(killed) == phase and done >= requests // 2:
+                    victim = random.Random(phase).choice(apps.replicas("right"))
+                    os.kill(victim.pid, signal.SIGKILL)
+                    killed.append(victim.pid)
+
+            application = apps.ours(
+                url_of_hub, maker.source, threads, replicas=REPLICAS, live=live | {"mixing": way}
+            )  # fmt: skip
+            url = apps.deploy(application, "right", address)
+            with changes:
+                samples += load.run(Plan(url, questions(names, texts, requests, seed=phase), CLIENTS), half_way)
+            idle += load.run(Plan(url, questions(names, texts, requests // 20, seed=10 + phase), 1))
+            counted.update(wire.counters(url))
         everything = [*samples, *idle]
         known = compute(maker.source, str(url_of_hub), threads, checking.keys(everything))
         seen = discrimination(maker, texts, threads)
@@ -65,8 +74,10 @@ def measure(maker: Maker, texts: Sequence[str], threads: int, *, quick: bool) ->
         "killed": len(killed), "replicas": len({item.replica for item in answered if item.replica}),
         "changes": dict(changes.counts), "changes_that_failed": len(changes.troubles), "troubles": changes.troubles[:5],
         "impossible": len(impossible), "impossible_versions": impossible[:5], "stalest_seconds": stale,
+        "mixed": sum((item.tasks or 0) > 1 for item in answered),
+        "swapped": sum(item.tasks == 1 and bool(item.swap) for item in answered),
         "rows": dict(Counter(f"{item.rows}" for item in answered).most_common(5)),
-        "counters": counted, "seen": seen, **tally.summary(),
+        "counters": dict(counted), "seen": seen, **tally.summary(),
     }  # fmt: skip
 
 

@@ -33,10 +33,11 @@ def _right(found: Found) -> None:
     rows = [
         ["requests ended", "all 200", ", ".join(f"{count:,} {how}" for how, count in found["outcomes"].items())],
         ["lost, but for 429 and 503 with retry-after", "0", found["lost"]],
-        ["replicas killed; replicas that answered", "1; 2 and the new one", f"{found['killed']}; {found['replicas']}"],
+        ["replicas killed; that answered", "3; 6 and new ones", f"{found['killed']}; {found['replicas']}"],
         ["changes meanwhile", "", ", ".join(f"{count} {what}" for what, count in found["changes"].items())],
         ["changes that failed", "0", found["changes_that_failed"]],
         ["loads, swaps", "", f"{found['counters']['loads']:,.0f}, {found['counters']['swaps']:,.0f}"],
+        ["answers from mixed passes; after a swap", "both many", f"{found['mixed']:,}; {found['swapped']:,}"],
         ["answers compared; alone in their pass", "", f"{found['texts']:,}; {found['alone_in_their_pass']:,}"],
         ["wrong", "0", found["wrong"]],
         ["equal to the bit", "all that were alone", found["equal_to_the_bit"]],
@@ -56,7 +57,7 @@ def _dedicated(found: Found) -> None:
     rows = [[*_cells(row), _times(row, "rate"), _times(row, "p50"), _times(row, "p99")] for row in found["rows"]]
     common.show(
         "dedicated: milliseconds, medians of the rounds; ratios to the dedicated model, round by round\n"
-        "expected: one task, throughput at least 0.95 and p99 at most 1.05; Zipf, throughput at least 0.8",
+        "expected: one task, throughput at least 0.95 and p99 at most 1.05; Zipf at least 0.8, uniform at least 0.75",
         [*_HEAD, "x throughput", "x p50", "x p99"], rows,
     )  # fmt: skip
 

@@ -30,7 +30,7 @@ class Told:
     Attributes:
         reference, digest: whose values were in place.
         replica: who answered.
-        rows: most requests of a pass with one of the texts.
+        rows, tasks: most requests, and most tasks, of a pass with one of the texts.
         prepare, queue, swap, run: seconds.
     """
 
@@ -38,6 +38,7 @@ class Told:
     digest: str | None
     replica: str | None
     rows: int | None
+    tasks: int | None
     prepare: float | None
     queue: float | None
     swap: float | None
@@ -83,13 +84,13 @@ def told(sample: Sample) -> Told:
     """From the answer's headers; the replica from the body, where it is there."""
     headers = sample.headers
     task, number = headers.get("x-task"), headers.get("x-task-version")
-    rows = headers.get("x-batch-rows")
+    rows, tasks = (headers.get(f"x-batch-{what}") for what in ("rows", "tasks"))
     names = ("x-tokenization-time", "x-queue-time", "x-swap-time", "x-inference-time")
     steps = [float(headers[name]) / 1e3 if name in headers else None for name in names]
     replica = json.loads(sample.body).get("replica") if sample.ask.path.startswith("/tasks/") else None
     return Told(
         f"{task}@{number}" if task and number else None, headers.get("x-task-digest"), replica,
-        int(rows) if rows else None, *steps,
+        int(rows) if rows else None, int(tasks) if tasks else None, *steps,
     )  # fmt: skip
 
 
