@@ -162,8 +162,8 @@ class Scheduler(Generic[Key]):
         if not self._queues:
             return Batch(None, (), expired)
         key = self._choose(resident)
-        first, *others = self._queues[key]
-        chosen = self._mixed(first, resident) or self._fill(first, others[: 4 * self.limits.batch_rows])
+        first, *others = self._queues[key][: 4 * self.limits.batch_rows]
+        chosen = self._mixed(first, resident) or self._fill(first, others)
         gone: dict[Key, set[int]] = {}
         for request in chosen:
             gone.setdefault(request.key, set()).add(id(request))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import pytest
-from deltahub_serve.scheduler import Limits, Overloaded, Request, Scheduler
+from deltahub_serve.scheduler import Limits, Mixing, Overloaded, Request, Scheduler
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -41,9 +42,11 @@ EVENTS = st.lists(
 )
 
 
-@given(EVENTS)
-def test_every_request_leaves_exactly_once_and_every_batch_is_one_task_within_its_limits(events) -> None:
-    queues, clock = scheduler(batch_rows=4, batch_tokens=400, patience=0.1)
+@given(EVENTS, st.sampled_from(get_args(Mixing)), st.sets(st.sampled_from("abcd")))
+def test_every_request_leaves_exactly_once_and_every_batch_keeps_the_rules(events, mixing, mixable) -> None:
+    """One task within the limits, or several that all can be mixed."""
+    queues, clock = scheduler(batch_rows=4, batch_tokens=400, patience=0.1, mixing=mixing)
+    queues.cheaper = lambda requests, _: len(requests) > 2
     sent: list[Request[str]] = []
     left: list[Request[str]] = []
     resident = None
@@ -55,9 +58,12 @@ def test_every_request_leaves_exactly_once_and_every_batch_is_one_task_within_it
         assert all(request.deadline <= clock.now for request in batch.expired)
         if batch.key is None:
             return False
-        resident = batch.key
+        keys = {request.key for request in batch.requests}
+        resident = batch.key if len(keys) == 1 else None
         left.extend(batch.requests)
-        assert {request.key for request in batch.requests} == {batch.key}
+        assert batch.requests[0].key == batch.key
+        assert len(keys) == 1 or (mixing != "never" and keys <= mixable)
+        assert len(keys) == 1 or mixing == "always" or len(batch.requests) > 2
         assert len(batch.requests) <= 4
         assert len(batch.requests) * max(r.tokens for r in batch.requests) <= max(400, batch.requests[0].tokens)
         return True
@@ -65,7 +71,7 @@ def test_every_request_leaves_exactly_once_and_every_batch_is_one_task_within_it
     for event, *rest in events:
         if event == "submit":
             key, tokens, life = rest
-            sent.append(submit(queues, key, tokens, deadline=clock.now + life))
+            sent.append(submit(queues, key, tokens, deadline=clock.now + life, mixable=key in mixable))
         elif event == "cancel" and rest[0] < len(sent):
             if queues.cancel(request := sent[rest[0]]):
                 left.append(request)
@@ -117,6 +123,30 @@ def test_the_oldest_goes_first_once_its_patience_is_over() -> None:
     for _ in range(5):
         submit(queues, "full")
     assert queues.next_batch().key == "old"
+
+
+def test_others_join_the_oldest_by_their_length_whatever_their_task() -> None:
+    queues, _ = scheduler(batch_rows=3, batch_tokens=60, mixing="always")
+    for key, tokens in (("a", 20), ("b", 40), ("c", 19), ("d", 21)):
+        submit(queues, key, tokens, mixable=True)
+    assert [request.key for request in queues.next_batch("a").requests] == ["b"], "most tokens first, and no other fits"
+    assert [request.key for request in queues.next_batch("b").requests] == ["d", "a"], "a third would be too wide"
+    assert [request.key for request in queues.next_batch().requests] == ["c"]
+
+
+def test_whether_a_mixed_pass_is_cheaper_is_asked_with_what_is_in_place() -> None:
+    queues, _ = scheduler()
+    asked: list[tuple[list[str], str | None]] = []
+    queues.cheaper = lambda requests, resident: bool(
+        asked.append((sorted(request.key for request in requests), resident))
+    )
+    for key in "ab":
+        submit(queues, key, mixable=True)
+    submit(queues, "c")
+    assert [request.key for request in queues.next_batch("b").requests] == ["b"]
+    assert asked == [(["a", "b"], "b")]
+    assert len(queues.next_batch("b").requests) == 1
+    assert len(asked) == 1, "nothing is left that could join"
 
 
 def test_requests_of_like_length_share_a_pass_and_the_oldest_is_in_it() -> None:
