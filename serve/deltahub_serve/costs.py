@@ -19,6 +19,7 @@ _SIZES = ((1, 16), (4, 16), (16, 16), (16, 64))
 """Rows and tokens of the passes that are timed, each merged, and mixed of few and of many tasks."""
 _TASKS = 8
 _REPEATS = 3
+_LONG = 1.0
 _BUDGET = 4.0
 """Seconds after which no further size is timed: what is larger is then told from what was seen."""
 
@@ -119,9 +120,12 @@ def _rows(runner: Runner, tasks: Sequence[TaskModel], question: Any, rows: int) 
 
 
 def _timed(clock: Callable[[], float], jobs: Sequence[Callable[[], object]]) -> float:
-    """Median seconds of one of ``jobs``, which are done in turn; the first round warms up."""
-    seconds = []
+    """Median seconds of one of ``jobs``, done in turn; the first round warms up, and long ones have one more."""
+    seconds: list[float] = []
+    began = clock()
     for turn in range(1 + _REPEATS):
+        if seconds and clock() - began > _LONG:
+            break
         for job in jobs:
             start = clock()
             job()

@@ -46,10 +46,24 @@ def test_questions_and_passes_are_counted_by_task(worker: Worker) -> None:
     assert value(text, "deltahub_padding_tokens_total") == 2
     assert value(text, "deltahub_batch_rows_count") == 3
     assert value(text, "deltahub_batch_rows_sum") == 5
+    assert value(text, "deltahub_passes_total") == 3
+    assert value(text, "deltahub_mixed_passes_total") == 0
     assert value(text, "deltahub_queue_seconds_count") == 5
     assert value(text, "deltahub_forward_seconds_count") == 3
     assert value(text, "deltahub_swap_seconds_count") == 2
     assert value(text, "deltahub_task_seconds_total", task="words", step="forward") > 0
+
+
+def test_a_mixed_pass_is_shared_out_among_its_tasks(worker: Worker) -> None:
+    meters = Metrics()
+    meters.passed(Pass((("a", 5, 0.1), ("b", 3, 0.2), ("a", 4, 0.3)), 15, 0.0, 0.6, mixed=True))
+    text = merge({"local": meters.families(worker.state(), 0.0)}).decode()
+    assert [value(text, "deltahub_tokens_total", task=task) for task in "ab"] == [9, 3]
+    assert value(text, "deltahub_padding_tokens_total") == 3
+    assert [value(text, "deltahub_task_seconds_total", task=task, step="forward") for task in "ab"] == [
+        pytest.approx(0.4), pytest.approx(0.2),
+    ]  # fmt: skip
+    assert value(text, "deltahub_batch_rows_sum") == 3
 
 
 def test_cache_resident_and_hub_are_told(worker: Worker, hub_folder: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from deltahub_serve.config import Live
-from deltahub_serve.questions import Refused
+from deltahub_serve.questions import Question, Refused, Reply
 from deltahub_serve.worker import Worker
 
 from deltahub import Delta, Hub
@@ -49,6 +49,33 @@ def test_what_is_configured_may_change_at_any_time(make_worker: MakeWorker) -> N
     worker.reconfigure(Live(refresh=3600))
     assert ask(worker, "topic").version == 2
     assert worker.state().pinned == ()
+
+
+def test_mixing_is_told_and_can_be_changed(make_worker: MakeWorker) -> None:
+    worker = make_worker(live={"mixing": "always"})
+    told = worker.state().mixing
+    assert (told["mode"], told["unmixed"], told["products"]) == ("always", None, "compiled")
+    assert set(told) > {"swap_ms", "forward_ms", "mixing_ms"}
+    tasks = ("topic", "words")
+    for task in tasks:
+        ask(worker, task)
+
+    def together() -> set[int]:
+        async def both() -> list[Reply]:
+            with worker._engine._condition:  # the engine takes nothing before both wait
+                asking = [asyncio.ensure_future(worker.ask(Question(task, ("w1", "w2")))) for task in tasks]
+                while worker._engine.waiting < 4:
+                    await asyncio.sleep(0)
+            return list(await asyncio.gather(*asking))
+
+        return {reply.tasks for reply in asyncio.run(both())}
+
+    assert together() == {2}
+    assert worker.state().counters["mixed"] == 1
+    worker.reconfigure(Live(mixing="never"))
+    assert worker.state().mixing["mode"] == "never"
+    assert together() == {1}
+    assert worker.state().counters["mixed"] == 1
 
 
 def test_the_refresher_sees_a_push_by_itself(

@@ -129,5 +129,5 @@ def state(replica: str, *, hub: str | None = None, broken: str | None = None) ->
     return State(
         replica=replica, base="base", base_digest="b" * 64, mask=None, device="cpu", threads=1, dtype="float32",
         resident=None, waiting=0, loaded={"topic@3": 100}, budget=1000, pinned=(), trouble={}, hub=hub, broken=broken,
-        uptime=1.5,
+        uptime=1.5, mixing={"mode": "auto", "unmixed": None},
     )  # fmt: skip

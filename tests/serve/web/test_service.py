@@ -58,6 +58,7 @@ def test_info_tells_what_is_served(app: FastAPI) -> None:
     assert (found["model_id"], found["model_sha"], found["model_dtype"]) == ("base", "b" * 64, "float32")
     assert found["max_client_batch_size"] == 4
     assert found["replicas"][0]["loaded"] == {"topic@3": 100}
+    assert found["replicas"][0]["mixing"] == {"mode": "auto", "unmixed": None}
 
 
 def test_metrics_count_requests_by_route_and_not_by_what_clients_make_up(app: FastAPI) -> None:
