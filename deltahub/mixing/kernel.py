@@ -28,7 +28,7 @@ TILE = 16
 """Tokens of a unit of work, and the least width of a matrix."""
 _FIELDS = (
     "x", "y", "values", "biases", "stride", "base", "rows", "columns", "units", "count", "inputs", "outputs",
-    "scratch", "next", "thread",
+    "positions", "scratch", "next", "thread",
 )  # fmt: skip
 
 _LONG, _INT, _FLOAT = ir.IntType(64), ir.IntType(32), ir.FloatType()
@@ -39,8 +39,9 @@ class Job(ctypes.Structure):
     """One product: addresses, sizes, and two counters that the threads share and that begin at 0.
 
     ``values`` has an address for each task, ``biases`` a row for each, ``stride`` floats apart; ``rows`` are int32
-    (outputs, 3): an output, where its positions begin and end; ``units`` are int32 (count, 3): task, first token,
-    number of tokens; ``scratch`` has room for (inputs + outputs) x TILE floats of each thread, aligned to 64 bytes.
+    (outputs, 3): an output, where its positions begin and end, of ``positions`` in all; ``units`` are int32 (count, 3):
+    task, first token, number of tokens; ``scratch`` has room for (inputs + outputs) x TILE floats of each thread,
+    aligned to 64 bytes.
     """
 
     _fields_ = [(name, ctypes.c_int64) for name in _FIELDS]
@@ -125,12 +126,24 @@ class _Code:
         self.y = self.at(self.pointer("y", _FLOAT), b.mul(first, self.outputs))
         self.own = b.inttoptr(b.load(self.at(self.pointer("values", _LONG), task)), _FLOAT.as_pointer())
         self.biases = self.at(self.pointer("biases", _FLOAT), b.mul(task, self.slot("stride")))
+        self.fetch()
         self.turn()
         self.sum()
         self.add()
         b.branch(again)
         b.position_at_end(end)
         b.ret_void()
+
+    def fetch(self) -> None:
+        """Asks for all of the task's values, which are read in no order: they come while the tile is turned."""
+        b = self.b
+        pointer = ir.IntType(8).as_pointer()
+        prefetch = b.module.declare_intrinsic(
+            "llvm.prefetch", [pointer], ir.FunctionType(ir.VoidType(), [pointer, _INT, _INT, _INT])
+        )
+        with self.loop(_long(0), self.slot("positions"), 16) as at:
+            to_read, keep, data = (ir.Constant(_INT, number) for number in (0, 3, 1))
+            b.call(prefetch, [b.bitcast(self.at(self.own, at), pointer), to_read, keep, data])
 
     def turn(self) -> None:
         def block(feature: ir.Value) -> None:
