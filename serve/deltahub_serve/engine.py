@@ -178,10 +178,12 @@ class Engine:
         return None
 
     def _loop(self) -> None:
-        if self._threads is not None:
-            torch.set_num_threads(self._threads)  # counts for the thread that calls it
-        self._measure()
-        self._ready.set()
+        try:
+            if self._threads is not None:
+                torch.set_num_threads(self._threads)  # counts for the thread that calls it
+            self._measure()
+        finally:
+            self._ready.set()
         while True:
             with self._condition:
                 self._busy_since = None
@@ -261,6 +263,7 @@ class Engine:
         try:
             self._answer([request])
         except Exception as error:  # noqa: BLE001  (as for the whole batch)
+            self._runner.keep_alone(request.payload.row.model)  # else it would fail every pass that it shares
             return self._failed([request], error)
         return True
 

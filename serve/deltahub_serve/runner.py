@@ -63,6 +63,10 @@ class Runner:
         """May run on any thread."""
         return Row(key, model, self._mixable(key, model), encoded)
 
+    def keep_alone(self, model: TaskModel) -> None:
+        """Never mixes ``model`` again."""
+        self._admitted[model] = None
+
     def run(self, rows: Sequence[Row]) -> Ran:
         """One pass: merged for rows of one task, mixed for those of several.
 

@@ -14,7 +14,8 @@ from deltahub_serve.passes import Pass
 from deltahub_serve.runner import Runner
 from deltahub_serve.scheduler import Limits, Mixing
 
-from deltahub import Base, Delta, Mask, Mixer, Resident
+import deltahub.answers
+from deltahub import Base, Delta, Manifest, Mask, Mixer, Resident
 from deltahub.errors import MismatchError, ResidentError
 from deltahub.heads import load_tokenizer
 from deltahub.resident import Stamp
@@ -118,6 +119,30 @@ def test_a_row_that_fails_spoils_no_other_of_a_mixed_pass(
     for at in (0, 2):
         [wanted] = alone(base, deltas[at], ["w1"])
         assert numbers(found[at].answer) == numbers(wanted)  # type: ignore[attr-defined]
+
+
+def test_a_task_that_failed_shares_no_pass_any_more(
+    always: Engine, base: Base, deltas: list[Delta], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = models(always, deltas)[:3]
+    answers = []
+
+    def unlucky(kind: str, manifest: Manifest, *rest: object) -> object:
+        answers.append(manifest.task)
+        if manifest.task == "task1":
+            raise MismatchError("infinity")
+        return real(kind, manifest, *rest)  # type: ignore[arg-type]
+
+    real = deltahub.answers.answers
+    monkeypatch.setattr("deltahub.mixing.heads.answers", unlucky)
+    monkeypatch.setattr("deltahub.task_model.answers", unlucky)
+    for failures in (2, 3):  # in the shared pass and alone; then alone only
+        with always._condition:
+            futures = [always.submit(model, 1, model.prepare(["w1"]))[0] for model in served]
+        assert isinstance(futures[1].exception(60), MismatchError)
+        assert [futures[at].result(60).task for at in (0, 2)] == ["task0", "task2"]
+        assert always.counters.failures == failures
+    assert futures[0].result().tasks == 2
 
 
 def test_an_answer_of_another_task_is_never_given(
