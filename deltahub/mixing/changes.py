@@ -18,28 +18,24 @@ class Changes:
     """What one task changes; all tensors on the resident's device.
 
     Attributes:
-        values: (k,) those of the delta, where they are if the device is the CPU.
+        sites: where that is.
+        values: (k,) those of the delta in the dtype of the sites, where they are if device and dtype are theirs.
         masked: (m,) those of ``values`` that fall in vectors.
         line: (width,) all vectors, for a task that has dense ones; those of the base where it has none.
         given: (width,) bool, which of ``line`` are the task's own.
         vectors: these.
         factors: ``up`` (out, r) and ``down`` (r, in) by base tensor.
+        nbytes: memory that is kept beside the delta's own.
     """
 
+    sites: Sites
     values: torch.Tensor | None
     masked: torch.Tensor | None
     line: torch.Tensor | None
     given: torch.Tensor | None
     vectors: frozenset[Vector]
     factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
-
-    @property
-    def nbytes(self) -> int:
-        """Memory that is kept beside the delta's own."""
-        kept = [tensor for tensor in (self.masked, self.line, self.given) if tensor is not None]
-        if self.values is not None and self.values.device.type != "cpu":
-            kept.append(self.values)
-        return sum(tensor.nbytes for tensor in kept)
+    nbytes: int
 
 
 def of(delta: Delta, sites: Sites) -> Changes:
@@ -66,12 +62,19 @@ def of(delta: Delta, sites: Sites) -> Changes:
         for name, tensor in delta.dense.items():
             line[vectors[name].at] = tensor.to(line)
             given[vectors[name].at] = True
-    factors = {}
+    factors, copies = {}, [line, given]
     for name in adapted(delta):
         weight = matrices[name].tensor
-        factors[name] = (delta.adapter[f"{name}.up"].to(weight), delta.adapter[f"{name}.down"].to(weight))
-    values = None if delta.values is None else delta.values.to(base.device)
+        own = delta.adapter[f"{name}.up"], delta.adapter[f"{name}.down"]
+        factors[name] = own[0].to(weight), own[1].to(weight)
+        copies += [made for made, mine in zip(factors[name], own, strict=True) if made is not mine]
+    values = masked = None
+    if (whole := delta.values) is not None:
+        values = whole.to(base)
+        masked = values[sites.masked_line[0]]
+        copies += [masked, None if values is whole else values]
     return Changes(
-        values=values, masked=None if values is None else values[sites.masked_line[0]].to(base.dtype),
-        line=line, given=given, vectors=frozenset(vectors[name] for name in delta.dense), factors=factors,
+        sites=sites, values=values, masked=masked, line=line, given=given,
+        vectors=frozenset(vectors[name] for name in delta.dense), factors=factors,
+        nbytes=sum(tensor.nbytes for tensor in copies if tensor is not None),
     )  # fmt: skip

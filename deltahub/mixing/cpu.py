@@ -28,6 +28,7 @@ class CompiledProducts:
 
     def __init__(self, patterns: Sequence[Pattern]) -> None:
         self.kernel = Kernel()
+        self._patterns = tuple(patterns)  # keeps the memory that the addresses are of
         self.numbers = {pattern.site.name: number for number, pattern in enumerate(patterns)}
         self._rows = [_by_count(pattern) for pattern in patterns]
         self.jobs = [_job(pattern, rows) for pattern, rows in zip(patterns, self._rows, strict=True)]
@@ -107,7 +108,7 @@ def _job(pattern: Pattern, rows: torch.Tensor) -> Job:
     outputs, inputs = pattern.site.tensor.shape
     return Job(
         base=pattern.base.data_ptr(), rows=rows.data_ptr(), columns=pattern.columns.data_ptr(),
-        inputs=inputs, outputs=outputs,
+        inputs=inputs, outputs=outputs, positions=len(pattern.columns),
     )  # fmt: skip
 
 

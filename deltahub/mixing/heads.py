@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.cache_utils import Cache
 
 from deltahub.answers import Answer, answers
 from deltahub.encoding import Encoded
 from deltahub.errors import MismatchError
 from deltahub.linear_head import LinearHead
+from deltahub.mixing.probe import Seen
 from deltahub.pooling import pool
 from deltahub.task_model import TaskModel
 
@@ -33,17 +35,20 @@ class Heads:
     these gave for its rows.
     """
 
-    def __init__(self, backbone: nn.Module) -> None:
+    def __init__(self, backbone: nn.Module, seen: Seen) -> None:
         self._backbone = backbone
         self._own = frozenset(backbone.modules())
+        self._parts = seen.parts
 
     def shared(self, model: TaskModel) -> tuple[nn.Module, ...]:
         """The largest parts of the task's model that are the backbone's own; none where its head needs no replay.
 
         Raises:
-            MismatchError: a module holds parameters of the backbone and of the head.
+            MismatchError: a module holds parameters of the backbone and of the head, or a part of the backbone does not
+                give one output for each row.
         """
         if model.model is self._backbone or self._is_plain(model.model):
+            self._check_parts(self._backbone)
             return ()
         found: list[nn.Module] = []
         parameters = {id(one) for one in self._backbone.parameters()}
@@ -58,6 +63,7 @@ class Heads:
                 walk(child)
 
         walk(model.model)
+        self._check_parts(*found)
         return tuple(found)
 
     def run(
@@ -94,16 +100,24 @@ class Heads:
             found += answers(manifest.kind, manifest, output, own, rows[mine])
         return found
 
+    def _check_parts(self, *parts: nn.Module) -> None:
+        for part in parts:
+            if part not in self._parts:
+                raise MismatchError(
+                    f"{type(part).__name__} in a mixed pass", expected="one call, and tensors of one row for each text",
+                    hint="tasks of this architecture can only be swapped in",
+                )  # fmt: skip
+
     def _is_plain(self, model: nn.Module) -> bool:
         return type(model) is LinearHead and type(model.backbone) is type(self._backbone)
 
 
 @contextmanager
 def _recorded(parts: set[nn.Module], outputs: dict[nn.Module, Any]) -> Iterator[None]:
-    handles = [
-        part.register_forward_hook(lambda module, _, output: outputs.__setitem__(module, output)) for part in parts
-    ]
+    handles = []
     try:
+        for part in parts:
+            handles.append(part.register_forward_hook(lambda module, _, output: outputs.__setitem__(module, output)))
         yield
     finally:
         for handle in handles:
@@ -114,25 +128,27 @@ def _recorded(parts: set[nn.Module], outputs: dict[nn.Module, Any]) -> Iterator[
 def _replayed(outputs: Mapping[nn.Module, Any]) -> Iterator[None]:
     """Each of these modules gives what it is said to have given."""
     held = {part: vars(part).get("forward") for part in outputs}
-    for part, output in outputs.items():
-        part.forward = lambda *_, given=output, **__: given
     try:
+        for part, output in outputs.items():
+            part.forward = lambda *_, given=output, **__: given
         yield
     finally:
         for part, forward in held.items():
-            del part.forward
+            vars(part).pop("forward", None)
             if forward is not None:
                 part.forward = forward
 
 
 def _cut(output: Any, mine: slice, rows: int) -> Any:
-    """Rows ``mine`` of a module's output.
+    """Rows ``mine`` of a module's output, without its cache for tokens to come.
 
     Raises:
         MismatchError: an output that is not by row.
     """
     if output is None or isinstance(output, str | int | float):
         return output
+    if isinstance(output, Cache):
+        return None
     if isinstance(output, torch.Tensor) and output.ndim and len(output) == rows:
         return output[mine]
     if is_dataclass(output) and not isinstance(output, type):

@@ -14,7 +14,7 @@ from torch.nn import functional
 from deltahub.errors import MismatchError
 from deltahub.mixing.changes import Changes
 from deltahub.mixing.products import Batch, Pattern, Products
-from deltahub.mixing.sites import Site, Sites, Vector
+from deltahub.mixing.sites import Site, Sites, Vector, weighted
 from deltahub.mixing.tables import Table
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
@@ -44,12 +44,21 @@ class Layers:
         Args:
             tasks: of the pass.
             starts: the first row of each, and after the last the number of rows.
+
+        Raises:
+            MismatchError: at the end, where one of these layers was not called: its changes are in no answer.
         """
-        forwards = _Pass(self, tasks, starts).forwards()
+        running = _Pass(self, tasks, starts)
+        forwards = running.forwards()
         try:
             for module, forward in forwards.items():
                 module.forward = forward
             yield
+            if missing := [type(module).__name__ for module in forwards if module not in running.called]:
+                raise MismatchError(
+                    f"{len(missing)} layers that a task changes took no part in the pass, {missing[0]} first",
+                    expected=f"{len(forwards)} layers", hint="tasks of this architecture can only be swapped in",
+                )  # fmt: skip
         finally:
             for module in forwards:
                 vars(module).pop("forward", None)
@@ -76,6 +85,7 @@ class _Pass:
         self.tasks = tasks
         self.starts = starts
         self.rows = starts[-1]
+        self.called: set[nn.Module] = set()
         self.values = [task.values for task in tasks]
         self.masked = any(values is not None for values in self.values)
         plain = {(name, number) for number, task in enumerate(tasks) for name in task.factors}
@@ -102,7 +112,7 @@ class _Pass:
                 norms.setdefault(vector.module, {})[vector.parameter] = self.of_rows(lines[:, vector.at])
         found |= {module: partial(self.norm, module, changed) for module, changed in norms.items()}
         if self.masked:
-            found |= {table.module: partial(table.look_up, self.values, self.starts) for table in layers.tables}
+            found |= {table.module: partial(self.look_up, table) for table in layers.tables}
         return found
 
     def lines(self) -> torch.Tensor:
@@ -138,6 +148,7 @@ class _Pass:
         factors: Sequence[tuple[slice, torch.Tensor, torch.Tensor]], states: torch.Tensor,
     ) -> torch.Tensor:  # fmt: skip
         """``biases`` are (tasks, out), ``factors`` the rows, ``up`` and ``down`` of the tasks that have some."""
+        self.called.add(matrix.module)
         check_rows(matrix.module, states, self.rows)
         flat = states.reshape(-1, matrix.inputs)
         if biases is not None and pattern is None:
@@ -157,18 +168,22 @@ class _Pass:
 
     def norm(self, module: nn.Module, changed: Mapping[str, torch.Tensor], states: torch.Tensor) -> torch.Tensor:
         """``changed`` are (rows, n), by parameter."""
+        self.called.add(module)
         check_rows(module, states, self.rows)
         between = (1,) * (states.ndim - 2)
         own = {name: rows.view(self.rows, *between, -1) for name, rows in changed.items()}
         if not isinstance(module, nn.LayerNorm):
-            found: torch.Tensor = torch.func.functional_call(module, own, (states,), strict=False)
-            return found
+            return weighted(module, own["weight"], states)
         shape, bias = module.normalized_shape, own.get("bias", module.bias)
         if "weight" not in own:
             assert bias is not None
             return functional.layer_norm(states, shape, module.weight, None, module.eps).add_(bias)
         plain = functional.layer_norm(states, shape, eps=module.eps)
         return plain.mul_(own["weight"]) if bias is None else torch.addcmul(bias, plain, own["weight"])
+
+    def look_up(self, table: Table, numbers: torch.Tensor) -> torch.Tensor:
+        self.called.add(table.module)
+        return table.look_up(self.values, self.starts, numbers)
 
 
 def check_rows(module: nn.Module, states: torch.Tensor, rows: int) -> None:

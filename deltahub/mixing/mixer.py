@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -12,8 +12,8 @@ from torch import nn
 
 from deltahub.answers import Answer
 from deltahub.encoding import Encoded, pad
-from deltahub.errors import ResidentError
-from deltahub.mixing import changes, sites
+from deltahub.errors import MismatchError, ResidentError
+from deltahub.mixing import changes, probe, sites
 from deltahub.mixing.changes import Changes
 from deltahub.mixing.heads import Heads
 from deltahub.mixing.layers import Layers
@@ -57,23 +57,28 @@ class Mixer:
         resident: whose module runs; its values must be the base's in every pass.
         tokenizer: of its base.
         products: how products of masked matrices are taken; the fastest way that there is where None.
+
+    Raises:
+        ResidentError: the resident holds a task's values.
     """
 
     def __init__(self, resident: Resident, tokenizer: Any, products: Products | None = None) -> None:
         self._resident = resident
         self._tokenizer = tokenizer
         self._device = next(resident.module.parameters()).device
-        self.sites = sites.find(resident)
+        self._check_base()
+        self._seen = probe.look(resident.module, tokenizer)
+        self.sites = sites.find(resident, self._seen)
         self.patterns = [Pattern.of(site) for site in self.sites.matrices if len(site.local)]
         self.products = products or fastest(self.patterns)
         named = {pattern.site.name: pattern for pattern in self.patterns}
         self._layers = Layers(self.sites, named, self.products)
-        self._heads = Heads(resident.module)
+        self._heads = Heads(resident.module, self._seen)
 
     @property
     def nbytes(self) -> int:
-        """Memory of what all tasks share: the index of every matrix, and the base's values there."""
-        return sum(pattern.nbytes for pattern in self.patterns)
+        """Memory of what all tasks share: where masked values are, and those of the base."""
+        return sum(pattern.nbytes for pattern in self.patterns) + self.sites.nbytes
 
     def admit(self, model: TaskModel, version: int | None = None) -> Mixable:
         """Makes ``model`` ready for mixed passes; may run on any thread, also while a pass runs.
@@ -82,8 +87,16 @@ class Mixer:
             version: number in a hub, for the stamp.
 
         Raises:
-            MismatchError: it changes what rows cannot differ in, such as whole embeddings; swap it in instead.
+            MismatchError: it was made for another resident; or it changes what rows cannot differ in, such as whole
+                embeddings: swap it in instead.
         """
+        if model.prepared.resident is not self._resident:
+            raise MismatchError(f"{model.delta.task} was made for another resident", hint="make it for this one")
+        if self._seen.failure is not None:
+            raise MismatchError(
+                f"{type(self._resident.module).__name__} does not run on tokens alone ({self._seen.failure})",
+                hint="tasks of this architecture can only be swapped in",
+            )  # fmt: skip
         stamp = Stamp(model.delta.task, version, model.delta.digest)
         return Mixable(model, stamp, changes.of(model.delta, self.sites), self._heads.shared(model))
 
@@ -92,15 +105,18 @@ class Mixer:
 
         Raises:
             ResidentError: the resident holds a task's values, before or after the pass.
-            MismatchError: a task gives NaN or infinity, or the architecture cannot be mixed.
+            MismatchError: a task gives NaN or infinity, was admitted by another mixer, or cannot be mixed after all.
         """
-        order = sorted(range(len(rows)), key=lambda at: id(rows[at][0].model))  # rows of one task beside each other
-        tasks: list[Mixable] = []
-        starts = [0]
-        for _, members in groupby(order, key=lambda at: id(rows[at][0].model)):
-            numbers = list(members)
-            tasks.append(rows[numbers[0]][0])
-            starts.append(starts[-1] + len(numbers))
+        if not rows:
+            return []
+        groups: dict[tuple[int, Stamp], list[int]] = {}
+        for at, (task, _) in enumerate(rows):
+            groups.setdefault((id(task.model), task.stamp), []).append(at)
+        order = [at for group in groups.values() for at in group]  # rows of one task beside each other
+        tasks = [rows[group[0]][0] for group in groups.values()]
+        starts = [0, *accumulate(map(len, groups.values()))]
+        if strange := [task.stamp.task for task in tasks if task.changes.sites is not self.sites]:
+            raise MismatchError(f"{strange[0]} was admitted by another mixer", hint="admit it by this one")
         self._check_base()
         encoded = [rows[at][1] for at in order]
         padded = pad(self._tokenizer, [item.tokens for item in encoded])
