@@ -80,24 +80,39 @@ class Heads:
         outputs: dict[nn.Module, Any] = {}
         with _recorded({part for _, shared in tasks for part in shared}, outputs):
             given = self._backbone(**inputs)
-        pooled: dict[str, torch.Tensor] = {}
+        logits = self._linear([task.model for task, _ in tasks], starts, given, inputs)
         found: list[Answer] = []
         for number, (task, shared) in enumerate(tasks):
             mine = slice(starts[number], starts[number + 1])
             own = {name: column[mine] for name, column in inputs.items()}
-            model: Any = task.model
             if shared:
                 with _replayed({part: _cut(outputs[part], mine, starts[-1]) for part in shared}):
-                    output = model(**own)
-            elif isinstance(model, LinearHead):
-                states, how = given.last_hidden_state, model.pooling
-                if how not in pooled:
-                    pooled[how] = pool(states, inputs["attention_mask"], how)
-                output = _Logits(model.classifier(pooled[how][mine]))
+                    output = task.model(**own)
+            elif number in logits:
+                output = _Logits(logits[number])
             else:
                 output = _cut(given, mine, starts[-1])
             manifest = task.delta.manifest
             found += answers(manifest.kind, manifest, output, own, rows[mine])
+        return found
+
+    def _linear(
+        self, models: Sequence[nn.Module], starts: Sequence[int], given: Any, inputs: Mapping[str, torch.Tensor]
+    ) -> dict[int, torch.Tensor]:
+        """What all plain linear heads give, by number of the task, on the host: a device is waited for once."""
+        pooled: dict[str, torch.Tensor] = {}
+        found: dict[int, torch.Tensor] = {}
+        for number, model in enumerate(models):
+            if self._is_plain(model):
+                head: Any = model
+                if head.pooling not in pooled:
+                    pooled[head.pooling] = pool(given.last_hidden_state, inputs["attention_mask"], head.pooling)
+                found[number] = head.classifier(pooled[head.pooling][starts[number] : starts[number + 1]])
+        if found:
+            parts = torch.cat([logits.reshape(-1) for logits in found.values()]).double().cpu()
+            sizes = [logits.numel() for logits in found.values()]
+            for (number, logits), part in zip(list(found.items()), torch.split(parts, sizes), strict=True):
+                found[number] = part.view(logits.shape)
         return found
 
     def _check_parts(self, *parts: nn.Module) -> None:
