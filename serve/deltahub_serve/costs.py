@@ -16,12 +16,14 @@ from deltahub.rawtensor import RawTensor
 from deltahub_serve.runner import Row, Runner
 
 _SIZES = ((1, 16), (4, 16), (16, 16), (16, 64))
-"""Rows and tokens of the passes that are timed, each merged, and mixed of few and of many tasks."""
+"""Rows and tokens of the passes that are timed, each swapped, and mixed of few and of many tasks."""
 _TASKS = 8
 _REPEATS = 3
 _LONG = 1.0
 _BUDGET = 4.0
 """Seconds after which no further size is timed: what is larger is then told from what was seen."""
+_TRY, _FAR, _FOLLOW = 50, 4.0, 0.2
+"""The dearer way is taken each so many times, unless so many times dearer; share of a new pass in its way's factor."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Costs:
 
     Attributes:
         swap: to put a task's values in place, or the base's back.
-        forward: of a merged pass, by its tokens with padding; between two sizes, and past the last, a straight line.
+        forward: of a swapped pass, by its tokens with padding; between two sizes, and past the last, a straight line.
         mixing: what a mixed pass takes on top: at all, for each token, and for each task.
     """
 
@@ -38,8 +40,8 @@ class Costs:
     forward: tuple[tuple[int, float], ...]
     mixing: tuple[float, float, float]
 
-    def merged(self, tokens: int) -> float:
-        """Of a merged pass of so many tokens."""
+    def swapped(self, tokens: int) -> float:
+        """Of a pass of one task and so many tokens, without the swap."""
         sizes = [size for size, _ in self.forward]
         seconds = [took for _, took in self.forward]
         found = float(np.interp(tokens, sizes, seconds))
@@ -50,20 +52,22 @@ class Costs:
     def mixed(self, tokens: int, tasks: int) -> float:
         """Of one pass of so many tokens and tasks, on the base's values."""
         fixed, each_token, each_task = self.mixing
-        return self.merged(tokens) + fixed + each_token * tokens + each_task * tasks
+        return self.swapped(tokens) + fixed + each_token * tokens + each_task * tasks
 
-    def together(self, groups: Sequence[Sequence[int]], *, in_place: int | None, on_base: bool) -> bool:
-        """Whether one mixed pass is cheaper than a merged one for each task.
+    def both(
+        self, groups: Sequence[Sequence[int]], *, in_place: int | None, on_base: bool
+    ) -> tuple[float, float]:  # fmt: skip
+        """What one mixed pass costs, and what a swapped one for each task.
 
         Args:
             groups: the tokens of each request, by task.
             in_place: number of the group whose values are in place.
             on_base: whether those of the base are.
         """
-        apart = sum(self.merged(len(group) * max(group)) for group in groups)
+        apart = sum(self.swapped(len(group) * max(group)) for group in groups)
         apart += self.swap * (len(groups) - (in_place is not None))
         rows, longest = sum(map(len, groups)), max(map(max, groups))
-        return self.mixed(rows * longest, len(groups)) + (0.0 if on_base else self.swap) < apart
+        return self.mixed(rows * longest, len(groups)) + (0.0 if on_base else self.swap), apart
 
     def as_dict(self) -> dict[str, Any]:
         """For /info, in milliseconds."""
@@ -73,6 +77,41 @@ class Costs:
             "forward_ms": {str(tokens): round(1e3 * seconds, 3) for tokens, seconds in self.forward},
             "mixing_ms": {"pass": fixed, "token": token, "task": task},
         }
+
+
+class Choice:
+    """Which way is cheaper, by what was measured at the start and by what passes have taken since.
+
+    A machine may be busy while it is measured, so each way has a factor that follows its passes. A way that is never
+    taken would never be seen again: now and then the dearer one is taken, unless it is dearer by far.
+
+    Args:
+        costs: measured at the start.
+    """
+
+    def __init__(self, costs: Costs) -> None:
+        self.costs = costs
+        self.factors = {"swapped": 1.0, "mixed": 1.0}
+        self._asked = 0
+
+    def together(self, groups: Sequence[Sequence[int]], *, in_place: int | None, on_base: bool) -> bool:
+        """Whether one mixed pass is cheaper than a swapped one for each task; arguments as of `Costs.both`."""
+        mixed, apart = self.costs.both(groups, in_place=in_place, on_base=on_base)
+        mixed, apart = mixed * self.factors["mixed"], apart * self.factors["swapped"]
+        self._asked += 1
+        other = self._asked % _TRY == 0 and max(mixed, apart) < _FAR * min(mixed, apart)
+        return (mixed < apart) is not other
+
+    def took(self, tokens: int, tasks: int, moved: bool, seconds: float) -> None:
+        """Of a pass of so many tokens with padding; ``moved`` where values were put in place for it."""
+        costs, way = self.costs, "mixed" if tasks > 1 else "swapped"
+        thought = (costs.mixed(tokens, tasks) if tasks > 1 else costs.swapped(tokens)) + moved * costs.swap
+        seen = min(seconds / max(thought, 1e-6), _FAR)  # one pass that was held up says little
+        self.factors[way] += _FOLLOW * (seen - self.factors[way])
+
+    def as_dict(self) -> dict[str, Any]:
+        """For /info."""
+        return self.costs.as_dict() | {"factors": {way: round(factor, 3) for way, factor in self.factors.items()}}
 
 
 def fit(runner: Runner, tokenizer: Any, clock: Callable[[], float] = time.perf_counter) -> Costs:

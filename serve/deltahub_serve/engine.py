@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from deltahub import DeltahubError, Mixer, Resident, TaskModel
-from deltahub_serve import costs
+from deltahub_serve.costs import Choice, fit
 from deltahub_serve.passes import Answered, Counters, Pass
 from deltahub_serve.runner import Key, Ran, Runner, key_of
 from deltahub_serve.scheduler import Batch, Limits, Request, Scheduler
@@ -44,7 +44,7 @@ class Engine:
         tokenizer: of the base, for that.
 
     Attributes:
-        costs: what was measured; None where ``unmixed`` says why tasks cannot share passes.
+        choice: between swapping and mixing; None where ``unmixed`` says why tasks cannot share passes.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Engine:
     ) -> None:
         self.resident = resident
         self.counters = Counters()
-        self.costs: costs.Costs | None = None
+        self.choice: Choice | None = None
         self.unmixed: str | None = None if mixer else "there is no mixer"
         self._runner = Runner(resident, mixer, clock)
         self._tokenizer = tokenizer
@@ -155,11 +155,12 @@ class Engine:
 
     @property
     def mixing(self) -> dict[str, Any]:
-        """Why tasks cannot share passes, or how their products are taken and what was measured."""
+        """Why no tasks can share passes; or which ones cannot, how products are taken, and what passes cost."""
         mixer = self._runner.mixer
-        if mixer is None or self.costs is None:
+        if mixer is None or self.choice is None:
             return {"unmixed": self.unmixed}
-        return {"unmixed": None, "products": mixer.products.name, **self.costs.as_dict()}
+        alone = {"alone": self._runner.alone, "products": mixer.products.name}
+        return {"unmixed": None} | alone | self.choice.as_dict()
 
     def trouble(self, stuck_after: float) -> str | None:
         """Why the engine cannot answer any more.
@@ -205,19 +206,19 @@ class Engine:
         if self._runner.mixer is None:
             return
         try:
-            self.costs = costs.fit(self._runner, self._tokenizer)
+            self.choice = Choice(fit(self._runner, self._tokenizer))
             self._scheduler.cheaper = self._cheaper
         except Exception as error:  # noqa: BLE001  (whatever it is, tasks are swapped in then)
             self.unmixed = " ".join(str(error).split())[:200]
             self._runner.mixer = None
 
     def _cheaper(self, requests: Sequence[Request[Key]], in_place: Key | None) -> bool:
-        assert self.costs is not None
+        assert self.choice is not None
         groups: dict[Key, list[int]] = {}
         for request in requests:
             groups.setdefault(request.key, []).append(request.tokens)
         there = [*groups].index(in_place) if in_place in groups else None
-        return self.costs.together([*groups.values()], in_place=there, on_base=in_place is None)
+        return self.choice.together([*groups.values()], in_place=there, on_base=in_place is None)
 
     def _run(self, batch: Batch[Key]) -> bool:
         """One pass; False where the resident can never be used again."""
@@ -263,7 +264,7 @@ class Engine:
         try:
             self._answer([request])
         except Exception as error:  # noqa: BLE001  (as for the whole batch)
-            self._runner.keep_alone(request.payload.row.model)  # else it would fail every pass that it shares
+            self._runner.keep_alone(request.payload.row, str(error))  # else it would fail every pass that it shares
             return self._failed([request], error)
         return True
 
@@ -290,6 +291,8 @@ class Engine:
         counters.swap_seconds += done.swapped
         counters.run_seconds += done.ran
         counters.queue_seconds += sum(waited for *_, waited in rows)
+        padded = len(rows) * max(tokens for _, tokens, _ in rows)
+        if self.choice is not None:
+            self.choice.took(padded, done.tasks, done.swapped > 0, done.swapped + done.ran)
         if self._observe is not None:
-            longest = max(tokens for _, tokens, _ in rows)
-            self._observe(Pass(rows, len(rows) * longest, done.swapped, done.ran, done.tasks > 1))
+            self._observe(Pass(rows, padded, done.swapped, done.ran, done.tasks > 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -57,18 +58,30 @@ class Runner:
         self.resident = resident
         self.mixer = mixer
         self._clock = clock
-        self._admitted: WeakKeyDictionary[TaskModel, _Admitted | None] = WeakKeyDictionary()
+        self._admitted: WeakKeyDictionary[TaskModel, _Admitted | _Alone] = WeakKeyDictionary()
+        self._lock = threading.Lock()
 
     def row(self, key: Key, model: TaskModel, encoded: Any) -> Row:
         """May run on any thread."""
         return Row(key, model, self._mixable(key, model), encoded)
 
-    def keep_alone(self, model: TaskModel) -> None:
-        """Never mixes ``model`` again."""
-        self._admitted[model] = None
+    def keep_alone(self, row: Row, reason: str) -> None:
+        """Never mixes the task of ``row`` again."""
+        with self._lock:
+            self._admitted[row.model] = _Alone(row.key, reason)
+
+    @property
+    def alone(self) -> dict[str, str]:
+        """Why tasks share no pass, by reference."""
+        with self._lock:
+            kept = [one for one in self._admitted.values() if isinstance(one, _Alone)]
+        return {
+            key[0] if key[1] is None else f"{key[0]}@{key[1]}": reason
+            for key, reason in ((one.key, one.reason) for one in kept)
+        }
 
     def run(self, rows: Sequence[Row]) -> Ran:
-        """One pass: merged for rows of one task, mixed for those of several.
+        """One pass: swapped for rows of one task, mixed for those of several.
 
         Raises:
             ResidentError: an answer would not be of its own task; or the write of values failed.
@@ -83,11 +96,11 @@ class Runner:
         elif before is not None:
             self.resident.restore()
         placed = self._clock()
-        answers = self._merged(rows) if tasks == 1 else self._mixed(rows)
+        answers = self._swapped(rows) if tasks == 1 else self._mixed(rows)
         moved = key_of(before) != key_of(self.resident.stamp)
         return Ran(answers, placed - start if moved else 0.0, self._clock() - placed, tasks)
 
-    def _merged(self, rows: Sequence[Row]) -> list[Any]:
+    def _swapped(self, rows: Sequence[Row]) -> list[Any]:
         answers = rows[0].model.run([row.encoded for row in rows])
         _check(rows, [key_of(self.resident.stamp)] * len(rows))
         return answers
@@ -102,20 +115,29 @@ class Runner:
         """What is found of ``model`` is kept as long as the model is, and does not hold it."""
         if self.mixer is None:
             return None
-        if model not in self._admitted:
+        with self._lock:
+            found = self._admitted.get(model)
+        if found is None:
             try:
-                found = self.mixer.admit(model)
-                self._admitted[model] = _Admitted(found.changes, found.shared)
-            except DeltahubError:  # it changes what rows cannot differ in: it is swapped in
-                self._admitted[model] = None
-        admitted = self._admitted[model]
-        return None if admitted is None else Mixable(model, Stamp(*key), admitted.changes, admitted.shared)
+                mixable = self.mixer.admit(model)
+                found = _Admitted(mixable.changes, mixable.shared)
+            except DeltahubError as error:  # it changes what rows cannot differ in: it is swapped in
+                found = _Alone(key, str(error))
+            with self._lock:
+                found = self._admitted.setdefault(model, found)
+        return None if isinstance(found, _Alone) else Mixable(model, Stamp(*key), found.changes, found.shared)
 
 
 @dataclass(frozen=True)
 class _Admitted:
     changes: Any
     shared: Any
+
+
+@dataclass(frozen=True)
+class _Alone:
+    key: Key
+    reason: str
 
 
 def key_of(stamp: Stamp | None) -> Key | None:

@@ -192,6 +192,10 @@ def test_tasks_that_cannot_be_mixed_do_not_join(
     monkeypatch.setattr(Mixer, "admit", refuse)
     found = held(always, deltas, (0, "w1"), (1, "w1"), (2, "w1"))
     assert [one.tasks for one in found] == [2, 1, 2]  # type: ignore[attr-defined]
+    assert always.mixing["alone"] == {}, "the task is gone"
+    kept = models(always, deltas)[1]
+    always.submit(kept, 3, kept.prepare(["w1"]))[0].result(60)
+    assert always.mixing["alone"] == {"task1@3": "whole embeddings"}
 
 
 def test_a_stamp_says_who_answered(base: Base, deltas: list[Delta]) -> None:
