@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from deltahub.mask import Mask as Mask
     from deltahub.merging import merge as merge
     from deltahub.mixing.mixer import Mixable as Mixable
+    from deltahub.mixing.mixer import Mixed as Mixed
     from deltahub.mixing.mixer import Mixer as Mixer
     from deltahub.predict import Predictor as Predictor
     from deltahub.resident import Resident as Resident
@@ -46,6 +47,7 @@ _HOME = {
     "Manifest": "manifest",
     "Mask": "mask",
     "Mixable": "mixing.mixer",
+    "Mixed": "mixing.mixer",
     "Mixer": "mixing.mixer",
     "Pace": "stores.paced",
     "Predictor": "predict",

@@ -72,6 +72,8 @@ def prepare(
             valid Unicode or has no token.
         MismatchError: token classification with a tokenizer that cannot tell where its tokens are from.
     """
+    if isinstance(texts, str):  # its letters would be the texts
+        raise UsageError("the texts", expected="a list of texts", got="one text", hint="put it into a list")
     texts = list(texts)
     wanted = manifest.inputs.get("pair") is True
     if wanted and pairs is None:

@@ -29,6 +29,7 @@ class TaskModel:
         delta: the task; kept, as its values are needed for each swap.
 
     Attributes:
+        model: the backbone of the resident with the task's own head, in evaluation mode.
         prepared: what `Resident.swap` takes to put this task's values in place.
         nbytes: memory that is kept for this task alone: its delta, the products of low-rank factors, and its head.
 

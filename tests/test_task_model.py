@@ -103,7 +103,7 @@ def test_many_threads_load_while_each_task_keeps_its_own_head(base: Base, mask: 
     theirs = {id(parameter) for parameter in resident.module.parameters()}
     seen: set[int] = set()
     for number, model in enumerate(models):
-        task = model._model
+        task = model.model
         for name in head_names(task, resident.binding.own):
             tensor = task.get_parameter(name)
             assert torch.equal(tensor, deltas[number % 4].head[name])

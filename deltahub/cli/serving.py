@@ -76,7 +76,8 @@ def _how(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--mixing", choices=("auto", "always", "never"),
-        help="whether tasks share forward passes (default: auto, where that is cheaper)",
+        help="share forward passes among tasks that wait at the same time: where that is cheaper (auto, the default), "
+        "wherever they can (always), or never",
     )  # fmt: skip
     group.add_argument("--refresh", metavar="S", help="seconds until a push or a moved tag is seen (default: 10)")
     group.add_argument("--timeout", metavar="S", help="seconds that a request may take (default: 30)")

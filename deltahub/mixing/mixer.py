@@ -12,7 +12,7 @@ from torch import nn
 
 from deltahub.answers import Answer
 from deltahub.encoding import Encoded, pad
-from deltahub.errors import MismatchError, ResidentError
+from deltahub.errors import MismatchError, ResidentError, UsageError
 from deltahub.mixing import changes, probe, sites
 from deltahub.mixing.changes import Changes
 from deltahub.mixing.heads import Heads
@@ -87,9 +87,15 @@ class Mixer:
             version: number in a hub, for the stamp.
 
         Raises:
+            UsageError: it is no TaskModel.
             MismatchError: it was made for another resident; or it changes what rows cannot differ in, such as whole
                 embeddings: swap it in instead.
         """
+        if not isinstance(model, TaskModel):
+            raise UsageError(
+                "a task to be mixed", expected="a TaskModel", got=type(model).__name__,
+                hint="make one: TaskModel(resident, tokenizer, delta)",
+            )  # fmt: skip
         if model.prepared.resident is not self._resident:
             raise MismatchError(f"{model.delta.task} was made for another resident", hint="make it for this one")
         if self._seen.failure is not None:
@@ -101,14 +107,24 @@ class Mixer:
         return Mixable(model, stamp, changes.of(model.delta, self.sites), self._heads.shared(model))
 
     def run(self, rows: Sequence[tuple[Mixable, Encoded]]) -> list[Mixed]:
-        """The answer to each row, from one forward pass.
+        """The ``answer`` to each row with the ``stamp`` of who gave it, from one forward pass.
+
+        Args:
+            rows: a task, and a question that its own model has prepared.
 
         Raises:
+            UsageError: a row is something else.
             ResidentError: the resident holds a task's values, before or after the pass.
             MismatchError: a task gives NaN or infinity, was admitted by another mixer, or cannot be mixed after all.
         """
         if not rows:
             return []
+        for number, row in enumerate(rows, start=1):
+            if not (isinstance(row, tuple) and [*map(type, row)] == [Mixable, Encoded]):
+                raise UsageError(
+                    f"row {number} of a mixed pass", expected="what admit gave, and one of what prepare gave",
+                    got=str([type(part).__name__ for part in row] if isinstance(row, tuple) else type(row).__name__),
+                )  # fmt: skip
         groups: dict[tuple[int, Stamp], list[int]] = {}
         for at, (task, _) in enumerate(rows):
             groups.setdefault((id(task.model), task.stamp), []).append(at)

@@ -13,7 +13,7 @@ from deltahub.backbone import load_backbone
 from deltahub.checkpoint import Base
 from deltahub.delta import Delta
 from deltahub.encoding import Encoded
-from deltahub.errors import MismatchError, ResidentError
+from deltahub.errors import MismatchError, ResidentError, UsageError
 from deltahub.heads import load_tokenizer
 from deltahub.mask import Mask
 from deltahub.mixing import Mixable, Mixer
@@ -199,3 +199,18 @@ def test_nothing_stays_in_the_module_whatever_happens(
     assert not any(part._forward_hooks or "forward" in vars(part) for part in resident.module.modules())
     assert same_bits(before, bits(resident.module))
     assert torch.equal(alone, merged(resident, model, _encoded(model, "w1 w2")))
+
+
+def test_what_is_no_row_or_no_task_is_refused_in_one_line(
+    resident: Resident, mixer: Mixer, base: Base, mask: Mask
+) -> None:
+    delta = random_task(base, mask, "text-classification")
+    model = TaskModel(resident, load_tokenizer(base), delta)
+    questions = model.prepare(["w1"])
+    with pytest.raises(UsageError, match=r"expected a TaskModel, found Delta"):
+        mixer.admit(delta)  # type: ignore[arg-type]
+    for wrong in ((model, questions[0]), (mixer.admit(model), questions), (mixer.admit(model), "w1"), questions[0]):
+        with pytest.raises(UsageError, match="row 1 of a mixed pass: expected what admit gave"):
+            mixer.run([wrong])  # type: ignore[list-item]
+    with pytest.raises(UsageError, match="put it into a list"):
+        model.prepare("w1 w2")
