@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from deltahub.errors import MismatchError
 from deltahub.mixing.kernel import TILE, Job, Kernel
 from deltahub.mixing.products import Batch, Pattern
 
@@ -74,8 +75,13 @@ class _CompiledBatch:
         self._zeros = products.zeros.data_ptr()
 
     def add(self, pattern: Pattern, states: torch.Tensor, out: torch.Tensor, biases: torch.Tensor | None) -> None:
-        assert states.is_contiguous()
-        assert out.is_contiguous()
+        outputs, inputs = pattern.site.tensor.shape
+        for found, width in ((states, inputs), (out, outputs)):  # the kernel writes where it is told to
+            if found.dtype != torch.float32 or found.shape[1] != width or not found.is_contiguous():
+                raise MismatchError(
+                    f"states of {pattern.site.name} in a mixed pass", expected=f"float32 (n, {width}), contiguous",
+                    got=f"{found.dtype} {tuple(found.shape)}", hint="mix without autocast, on the base's own dtype",
+                )  # fmt: skip
         tokens = states.shape[0] // self._starts[-1]
         if tokens not in self._units:
             self._units[tokens] = self._tiles(tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -74,6 +75,7 @@ class Mixer:
         named = {pattern.site.name: pattern for pattern in self.patterns}
         self._layers = Layers(self.sites, named, self.products)
         self._heads = Heads(resident.module, self._seen)
+        self._running = threading.Lock()
 
     @property
     def nbytes(self) -> int:
@@ -114,7 +116,7 @@ class Mixer:
 
         Raises:
             UsageError: a row is something else.
-            ResidentError: the resident holds a task's values, before or after the pass.
+            ResidentError: the resident holds a task's values, before or after the pass; or another pass is under way.
             MismatchError: a task gives NaN or infinity, was admitted by another mixer, or cannot be mixed after all.
         """
         if not rows:
@@ -137,8 +139,13 @@ class Mixer:
         encoded = [rows[at][1] for at in order]
         padded = pad(self._tokenizer, [item.tokens for item in encoded])
         inputs = {name: column.to(self._device) for name, column in padded.items()}
-        with torch.inference_mode(), self._layers.changed([task.changes for task in tasks], starts):
-            found = self._heads.run([(task.model, task.shared) for task in tasks], starts, encoded, inputs)
+        if not self._running.acquire(blocking=False):
+            raise ResidentError("two mixed passes at the same time", hint="one thread runs the module of a resident")
+        try:
+            with torch.inference_mode(), self._layers.changed([task.changes for task in tasks], starts):
+                found = self._heads.run([(task.model, task.shared) for task in tasks], starts, encoded, inputs)
+        finally:
+            self._running.release()
         self._check_base()
         mixed: list[Mixed | None] = [None] * len(rows)
         for number, task in enumerate(tasks):  # each row is stamped by the task whose values its part of the pass had

@@ -97,23 +97,26 @@ class _PlainBatch:
 
 
 def fastest(patterns: Sequence[Pattern]) -> Products:
-    """The fastest way that this machine has for ``patterns``."""
+    """The fastest way that this machine has for ``patterns``; the plain one where no compiler works here."""
+    try:
+        return _compiled(patterns) or PlainProducts()
+    except Exception:  # noqa: BLE001  (not installed, without its library, an unknown processor, a compiler's own failure)
+        return PlainProducts()
+
+
+def _compiled(patterns: Sequence[Pattern]) -> Products | None:
     weights = [pattern.site.tensor for pattern in patterns]
     if not weights:
-        return PlainProducts()
+        return None
     device, dtype = weights[0].device, weights[0].dtype
     if device.type == "cpu" and dtype == torch.float32:
-        try:
-            from deltahub.mixing.cpu import TILE, CompiledProducts
-        except ImportError:  # llvmlite is not installed
-            return PlainProducts()
+        from deltahub.mixing.cpu import TILE, CompiledProducts
+
         if all(min(weight.shape) >= TILE for weight in weights):
             return CompiledProducts(patterns)
     if device.type == "cuda":
-        try:
-            from deltahub.mixing.gpu import DTYPES, TritonProducts, usable
-        except ImportError:  # triton is not installed
-            return PlainProducts()
+        from deltahub.mixing.gpu import DTYPES, TritonProducts, usable
+
         if dtype in DTYPES and usable():
             return TritonProducts(patterns)
-    return PlainProducts()
+    return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Generic, TypeVar
@@ -144,14 +145,10 @@ def is_rms(module: nn.Module) -> bool:
 
 
 def weighted(module: nn.Module, weight: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-    """What a norm gives with another weight."""
-    parameters: dict[str, Any] = module._parameters
-    held = parameters["weight"]
-    try:
-        parameters["weight"] = weight
-        found: torch.Tensor = type(module).forward(module, states)
-    finally:
-        parameters["weight"] = held
+    """What a norm gives with another weight; others may read the module meanwhile, and see its own."""
+    twin: Any = copy.copy(module)
+    vars(twin)["_parameters"] = {"weight": weight}
+    found: torch.Tensor = type(module).forward(twin, states)
     return found
 
 

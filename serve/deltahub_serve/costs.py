@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -54,9 +53,7 @@ class Costs:
         fixed, each_token, each_task = self.mixing
         return self.swapped(tokens) + fixed + each_token * tokens + each_task * tasks
 
-    def both(
-        self, groups: Sequence[Sequence[int]], *, in_place: int | None, on_base: bool
-    ) -> tuple[float, float]:  # fmt: skip
+    def both(self, groups: Sequence[Sequence[int]], *, in_place: int | None, on_base: bool) -> tuple[float, float]:
         """What one mixed pass costs, and what a swapped one for each task.
 
         Args:
@@ -115,7 +112,7 @@ class Choice:
 
 
 def fit(runner: Runner, tokenizer: Any, clock: Callable[[], float] = time.perf_counter) -> Costs:
-    """Times a few passes of tasks that have the base's own values; takes about a second, and no longer than two sizes.
+    """Times a few passes of tasks that have the base's own values; on a slow machine those of two sizes only.
 
     Belongs to the thread that owns the resident.
 
@@ -123,6 +120,8 @@ def fit(runner: Runner, tokenizer: Any, clock: Callable[[], float] = time.perf_c
         DeltahubError: this base cannot be run, or not with tasks mixed.
     """
     tasks = _tasks(runner, tokenizer)
+    assert runner.mixer is not None
+    runner.mixer.admit(tasks[0])  # says what is wrong where nothing can be mixed
     began = clock()
     swap = _timed(clock, [partial(runner.resident.swap, task.prepared) for task in tasks])
     forward: list[tuple[int, float]] = []
@@ -137,16 +136,20 @@ def fit(runner: Runner, tokenizer: Any, clock: Callable[[], float] = time.perf_c
         forward.append((padded, _timed(clock, [partial(runner.run, _rows(runner, tasks[:1], question, rows))])))
         for count in {min(2, rows), min(_TASKS, rows)} - {1}:
             seconds = _timed(clock, [partial(runner.run, _rows(runner, tasks[:count], question, rows))])
-            mixed.append((padded, count, seconds - forward[-1][1]))
+            mixed.append((padded, count, seconds))
     runner.resident.restore()
-    return Costs(swap, _rising(forward), _plane(mixed))
+    swapped = dict(rising := _rising(forward))
+    return Costs(swap, rising, _plane([(tokens, count, took - swapped[tokens]) for tokens, count, took in mixed]))
 
 
 def _tasks(runner: Runner, tokenizer: Any) -> list[TaskModel]:
-    """Tasks that change every masked value to what it is."""
+    """Tasks that change every masked value to what it is, or without a mask every bias and norm."""
+    assert runner.mixer is not None
     resident, found = runner.resident, []
+    vectors = {f"dense.{vector.name}": RawTensor.of_torch(vector.tensor) for vector in runner.mixer.sites.vectors}
     for number in range(_TASKS):
-        tensors = {} if resident.mask is None else {"values": RawTensor.of_torch(resident.values().torch().clone())}
+        own = vectors if resident.mask is None else {"values": resident.values()}
+        tensors = {name: RawTensor.of_torch(raw.torch().clone()) for name, raw in own.items()}
         mask = None if resident.mask is None else resident.mask.ref
         manifest = Manifest(f"cost{number}", "embeddings", resident.base.ref, mask, inputs={"pooling": "mean"})
         found.append(TaskModel(resident, tokenizer, Delta(manifest, tensors)))
@@ -159,7 +162,10 @@ def _rows(runner: Runner, tasks: Sequence[TaskModel], question: Any, rows: int) 
 
 
 def _timed(clock: Callable[[], float], jobs: Sequence[Callable[[], object]]) -> float:
-    """Median seconds of one of ``jobs``, done in turn; the first round warms up, and long ones have one more."""
+    """Least seconds of one of ``jobs``, done in turn; the first round warms up, and long ones have one more.
+
+    The least, since other processes only ever add.
+    """
     seconds: list[float] = []
     began = clock()
     for turn in range(1 + _REPEATS):
@@ -169,7 +175,7 @@ def _timed(clock: Callable[[], float], jobs: Sequence[Callable[[], object]]) -> 
             start = clock()
             job()
             seconds += [clock() - start] if turn else []
-    return statistics.median(seconds)
+    return min(seconds)
 
 
 def _rising(forward: Sequence[tuple[int, float]]) -> tuple[tuple[int, float], ...]:

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from deltahub import DeltahubError, Mixer, Resident, TaskModel
-from deltahub_serve.costs import Choice, fit
 from deltahub_serve.passes import Answered, Counters, Pass
 from deltahub_serve.runner import Key, Ran, Runner, key_of
 from deltahub_serve.scheduler import Batch, Limits, Request, Scheduler
+from deltahub_serve.sharing import Sharing
 from deltahub_serve.waiting import Waiting, Work, begun, fail, taken
 
 _MOST_FAILED = 8
@@ -42,9 +42,7 @@ class Engine:
         observe: told about every pass before its answers are given, in the engine's thread; must be quick.
         mixer: on the resident, so that tasks can share passes; what these cost is measured before this returns.
         tokenizer: of the base, for that.
-
-    Attributes:
-        choice: between swapping and mixing; None where ``unmixed`` says why tasks cannot share passes.
+        unmixed: why there is no mixer.
     """
 
     def __init__(
@@ -57,11 +55,10 @@ class Engine:
         observe: Callable[[Pass], None] | None = None,
         mixer: Mixer | None = None,
         tokenizer: Any = None,
+        unmixed: str = "there is no mixer",
     ) -> None:
         self.resident = resident
         self.counters = Counters()
-        self.choice: Choice | None = None
-        self.unmixed: str | None = None if mixer else "there is no mixer"
         self._runner = Runner(resident, mixer, clock)
         self._tokenizer = tokenizer
         self._ready = threading.Event()
@@ -70,6 +67,7 @@ class Engine:
         self._clock = clock
         self._condition = threading.Condition()
         self._scheduler: Scheduler[Key] = Scheduler(limits or Limits(), clock)
+        self._sharing = Sharing(self._runner, self._scheduler, unmixed)
         self._closing = False
         self._busy_since: float | None = None
         self._broken: str | None = None
@@ -79,6 +77,8 @@ class Engine:
         self._thread = threading.Thread(target=self._loop, name="deltahub-engine", daemon=True)
         self._thread.start()
         self._ready.wait()
+        if not self._thread.is_alive():
+            raise RuntimeError("the model's thread has ended at its start")
 
     def submit(
         self, model: TaskModel, version: int | None, encoded: Sequence[Any], *, deadline: float | None = None
@@ -100,7 +100,7 @@ class Engine:
         requests, futures = [], []
         for item in encoded:
             future = Waiting()
-            row = self._runner.row(key, model, item)
+            row = self._runner.row(key, model, item, mixing=self._scheduler.limits.mixing != "never")
             tokens, mixable = len(item.tokens["input_ids"]), row.mixable is not None
             future.request = Request(key, delta.task, tokens, Work(row, future), latest, mixable)
             requests.append(future.request)
@@ -155,12 +155,8 @@ class Engine:
 
     @property
     def mixing(self) -> dict[str, Any]:
-        """Why no tasks can share passes; or which ones cannot, how products are taken, and what passes cost."""
-        mixer = self._runner.mixer
-        if mixer is None or self.choice is None:
-            return {"unmixed": self.unmixed}
-        alone = {"alone": self._runner.alone, "products": mixer.products.name}
-        return {"unmixed": None} | alone | self.choice.as_dict()
+        """Whether tasks share passes, and what that costs; see `sharing.Sharing.told`."""
+        return self._sharing.told()
 
     def trouble(self, stuck_after: float) -> str | None:
         """Why the engine cannot answer any more.
@@ -182,7 +178,7 @@ class Engine:
         try:
             if self._threads is not None:
                 torch.set_num_threads(self._threads)  # counts for the thread that calls it
-            self._measure()
+            self._sharing.measure(self._tokenizer)
         finally:
             self._ready.set()
         while True:
@@ -201,24 +197,6 @@ class Engine:
             if batch.key is not None and not self._run(batch):
                 return
             del batch  # it would keep a task in memory while nothing waits
-
-    def _measure(self) -> None:
-        if self._runner.mixer is None:
-            return
-        try:
-            self.choice = Choice(fit(self._runner, self._tokenizer))
-            self._scheduler.cheaper = self._cheaper
-        except Exception as error:  # noqa: BLE001  (whatever it is, tasks are swapped in then)
-            self.unmixed = " ".join(str(error).split())[:200]
-            self._runner.mixer = None
-
-    def _cheaper(self, requests: Sequence[Request[Key]], in_place: Key | None) -> bool:
-        assert self.choice is not None
-        groups: dict[Key, list[int]] = {}
-        for request in requests:
-            groups.setdefault(request.key, []).append(request.tokens)
-        there = [*groups].index(in_place) if in_place in groups else None
-        return self.choice.together([*groups.values()], in_place=there, on_base=in_place is None)
 
     def _run(self, batch: Batch[Key]) -> bool:
         """One pass; False where the resident can never be used again."""
@@ -249,23 +227,32 @@ class Engine:
             return False
         self._key = None
         self.counters.failures += 1
-        keys = {request.key for request in wanted}
-        swapped = len(keys) > 1 or {key_of(stamp)} == keys
-        if len(wanted) == 1 or not swapped:  # a swap that failed would fail for each row alike
+        tasks: dict[Key, list[Request[Key]]] = {}
+        for request in wanted:
+            tasks.setdefault(request.key, []).append(request)
+        if len(tasks) > 1:
+            return self._apart(list(tasks.values()), error)
+        if len(wanted) == 1 or key_of(stamp) not in tasks:  # a swap that failed would fail for each row alike
             for request in wanted:
                 fail(request, error)
             return True
-        usable = True
-        for request in wanted:  # one by one: a row must not spoil the others' answers
-            usable = self._retry(request)
-        return usable
+        retried = [self._retry([request]) for request in wanted]  # a row must not spoil the others' answers
+        return all(retried)
 
-    def _retry(self, request: Request[Key]) -> bool:
+    def _apart(self, tasks: list[list[Request[Key]]], error: Exception) -> bool:
+        """After a mixed pass that failed: the tasks one by one."""
+        before = self.counters.failures
+        retried = [self._retry(requests) for requests in tasks]
+        self._sharing.failed(error, by_a_task=self.counters.failures > before)
+        return all(retried)
+
+    def _retry(self, requests: list[Request[Key]]) -> bool:
+        row = requests[0].payload.row
         try:
-            self._answer([request])
+            self._answer(requests)
         except Exception as error:  # noqa: BLE001  (as for the whole batch)
-            self._runner.keep_alone(request.payload.row, str(error))  # else it would fail every pass that it shares
-            return self._failed([request], error)
+            self._runner.keep_alone(row, str(error))  # else it would fail every pass that it shares
+            return self._failed(requests, error)
         return True
 
     def _answer(self, wanted: list[Request[Key]]) -> None:
@@ -292,7 +279,6 @@ class Engine:
         counters.run_seconds += done.ran
         counters.queue_seconds += sum(waited for *_, waited in rows)
         padded = len(rows) * max(tokens for _, tokens, _ in rows)
-        if self.choice is not None:
-            self.choice.took(padded, done.tasks, done.swapped > 0, done.swapped + done.ran)
+        self._sharing.took(done, padded)
         if self._observe is not None:
             self._observe(Pass(rows, padded, done.swapped, done.ran, done.tasks > 1))

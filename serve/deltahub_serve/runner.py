@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
@@ -61,9 +61,9 @@ class Runner:
         self._admitted: WeakKeyDictionary[TaskModel, _Admitted | _Alone] = WeakKeyDictionary()
         self._lock = threading.Lock()
 
-    def row(self, key: Key, model: TaskModel, encoded: Any) -> Row:
-        """May run on any thread."""
-        return Row(key, model, self._mixable(key, model), encoded)
+    def row(self, key: Key, model: TaskModel, encoded: Any, *, mixing: bool = True) -> Row:
+        """May run on any thread; with ``mixing`` the task is made ready to share passes."""
+        return Row(key, model, self._mixable(key, model) if mixing else None, encoded)
 
     def keep_alone(self, row: Row, reason: str) -> None:
         """Never mixes the task of ``row`` again."""
@@ -107,7 +107,9 @@ class Runner:
 
     def _mixed(self, rows: Sequence[Row]) -> list[Any]:
         assert self.mixer is not None
-        mixed = self.mixer.run([(row.mixable, row.encoded) for row in rows if row.mixable is not None])
+        pairs = [(row.mixable, row.encoded) for row in rows if row.mixable is not None]
+        assert len(pairs) == len(rows)
+        mixed = self.mixer.run(pairs)
         _check(rows, [key_of(one.stamp) for one in mixed])
         return [one.answer for one in mixed]
 
@@ -120,16 +122,21 @@ class Runner:
         if found is None:
             try:
                 mixable = self.mixer.admit(model)
-                found = _Admitted(mixable.changes, mixable.shared)
+                found = _Admitted(mixable.stamp, mixable.changes, mixable.shared)
             except DeltahubError as error:  # it changes what rows cannot differ in: it is swapped in
                 found = _Alone(key, str(error))
+            except Exception as error:  # noqa: BLE001  (such as a full device: it can still be swapped in)
+                found = _Alone(key, " ".join(f"{type(error).__name__}: {error}".split())[:200])
             with self._lock:
                 found = self._admitted.setdefault(model, found)
-        return None if isinstance(found, _Alone) else Mixable(model, Stamp(*key), found.changes, found.shared)
+        if isinstance(found, _Alone):
+            return None
+        return Mixable(model, replace(found.stamp, version=key[1]), found.changes, found.shared)
 
 
 @dataclass(frozen=True)
 class _Admitted:
+    stamp: Stamp
     changes: Any
     shared: Any
 
@@ -146,7 +153,7 @@ def key_of(stamp: Stamp | None) -> Key | None:
 
 
 def _check(rows: Sequence[Row], answered: Sequence[Key | None]) -> None:
-    """The last word on every row: whose values answered it."""
+    """Whether each row was answered by the values of its own task, as the stamps say."""
     for row, key in zip(rows, answered, strict=True):
         if key != row.key:
             raise ResidentError(

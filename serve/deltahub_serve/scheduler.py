@@ -110,10 +110,12 @@ class Scheduler(Generic[Key]):
     Attributes:
         cheaper: with mixing ``"auto"``, whether one mixed pass of these requests is cheaper than a pass for each task,
             by the task version whose values are in place; None where nobody knows.
+        mixes: False where tasks cannot share passes after all.
     """
 
     def __init__(self, limits: Limits, clock: Callable[[], float]) -> None:
         self.limits = limits
+        self.mixes = True
         self.cheaper: Callable[[Sequence[Request[Key]], Key | None], bool] | None = None
         self._clock = clock
         self._queues: dict[Key, list[Request[Key]]] = {}
@@ -216,7 +218,9 @@ class Scheduler(Generic[Key]):
     def _mixed(self, first: Request[Key], resident: Key | None) -> list[Request[Key]]:
         """``first`` with requests of any task, where that is wanted; else none."""
         limits = self.limits
-        if limits.mixing == "never" or not first.mixable or len(self._queues) == 1:
+        if limits.mixing == "never" or not self.mixes or not first.mixable or len(self._queues) == 1:
+            return []
+        if limits.mixing == "auto" and self.cheaper is None:
             return []
         waiting = [
             request

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from deltahub import Base, Hub, Mask, Resident, VerifyKey
+from deltahub import Base, Hub, Mask, Mixer, Resident, VerifyKey
 from deltahub.backbone import device_named, load_backbone
 from deltahub.errors import NotFoundError, UsageError
 from deltahub.heads import load_tokenizer
@@ -58,6 +58,14 @@ def open_parts(config: Config) -> Parts:
     threads = config.threads or len(os.sched_getaffinity(0))
     dtype = str(next(resident.module.parameters()).dtype).removeprefix("torch.")
     return Parts(hub, base, name, resident, tokenizer, device, threads, dtype)
+
+
+def open_mixer(parts: Parts) -> tuple[Mixer | None, str]:
+    """A mixer, or why tasks of this base cannot share passes on this machine."""
+    try:
+        return Mixer(parts.resident, parts.tokenizer), ""
+    except Exception as error:  # noqa: BLE001  (whatever it is, they can be swapped in)
+        return None, " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def find_mask(hub: Hub, base: Base, wanted: str | None) -> Mask:

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from prometheus_client.metrics_core import Metric
 
-from deltahub import Delta, DeltahubError, Mixer, TaskModel, base_task
+from deltahub import Delta, DeltahubError, TaskModel, base_task
 from deltahub.encoding import Encoded
 from deltahub.replies import Seconds
 from deltahub_serve import refusals
@@ -30,7 +30,7 @@ from deltahub_serve.questions import Question, Refusal, Refused, Reply, State, T
 from deltahub_serve.refresher import Refresher
 from deltahub_serve.scheduler import Overloaded
 from deltahub_serve.shelf import Loaded
-from deltahub_serve.startup import open_parts
+from deltahub_serve.startup import open_mixer, open_parts
 from deltahub_serve.trial import try_out
 
 T = TypeVar("T")
@@ -72,9 +72,10 @@ class Worker:
             parts.hub, self._answering, self._live.library, clock, lambda loaded: try_out(self._engine, loaded)
         )
         self._catalogue = Catalogue(library.listing, self._base_card(), library.loaded, library.last, clock)
+        mixer, unmixed = open_mixer(parts)
         self._engine = Engine(
             parts.resident, self._live.limits, clock, threads=parts.threads, observe=self._meters.passed,
-            mixer=Mixer(parts.resident, parts.tokenizer), tokenizer=parts.tokenizer,
+            mixer=mixer, tokenizer=parts.tokenizer, unmixed=unmixed,
         )  # fmt: skip
         self._tokenizers = ThreadPoolExecutor(2, thread_name_prefix="deltahub-tokens")
         self._readers = ThreadPoolExecutor(4, thread_name_prefix="deltahub-read")
