@@ -17,6 +17,7 @@ from deltahub.errors import MismatchError, ResidentError
 from deltahub.heads import load_tokenizer
 from deltahub.mask import Mask
 from deltahub.mixing import Mixer
+from deltahub.mixing.sites import weighted
 from deltahub.rawtensor import RawTensor
 from deltahub.resident import Resident
 from deltahub.task_model import TaskModel
@@ -283,3 +284,58 @@ def test_factors_keep_no_copy(base: Base, resident: Resident, mixer: Mixer) -> N
     task = mixer.admit(TaskModel(resident, load_tokenizer(base), delta))
     assert task.changes.nbytes == 0
     assert _encoded(task.model, "w1").tokens["input_ids"]
+
+
+def test_another_thread_sees_a_norms_own_weight_during_a_pass() -> None:
+    """Loaders copy task models around the shared backbone while a pass runs."""
+    seen = []
+
+    class SpiedRMSNorm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(4))
+
+        def forward(self, states: torch.Tensor) -> torch.Tensor:
+            seen.append(norm._parameters["weight"])
+            return states * self.weight
+
+    norm = SpiedRMSNorm()
+    own = norm.weight
+    found = weighted(norm, torch.full((2, 1, 4), 3.0), torch.ones(2, 5, 4))
+    assert torch.equal(found, torch.full((2, 5, 4), 3.0))
+    assert len(seen) == 1
+    assert seen[0] is own
+
+
+def test_a_pass_in_another_dtype_is_refused_before_memory_is_written(resident: Resident, mixer: Mixer) -> None:
+    rows = rows_of(mixer, [model(resident)])
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(MismatchError, match="without autocast"):
+        mixer.run(rows)
+    assert len(mixer.run(rows)) == len(rows)
+
+
+def test_two_passes_at_the_same_time_are_refused(resident: Resident, mixer: Mixer) -> None:
+    rows = rows_of(mixer, [model(resident)])
+    refused = []
+
+    def again(*_: object) -> None:
+        with pytest.raises(ResidentError, match="at the same time"):
+            mixer.run(rows)
+        refused.append(1)
+
+    handle = resident.module.register_forward_pre_hook(again)
+    mixer.run(rows)
+    handle.remove()
+    assert refused
+    assert len(mixer.run(rows)) == len(rows)
+
+
+@pytest.mark.parametrize("failure", [OSError("libllvmlite.so"), RuntimeError("unknown host"), ImportError("llvmlite")])
+def test_without_a_compiler_torch_takes_the_products(
+    resident: Resident, base: Base, failure: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise failure
+
+    monkeypatch.setattr("deltahub.mixing.cpu.Kernel", fails)
+    assert Mixer(resident, load_tokenizer(base)).products.name == "torch"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 import sys
@@ -49,6 +50,13 @@ class Maker:
         own = self.base.gather(self.mask.indices)
         self._dtype, self._own = own.dtype, own.float32()
         self._first = {kind: _first(self.base, self.mask, kind) for kind in KINDS}
+        self._biases: list[str] = []
+
+    def with_biases(self) -> Maker:
+        """The same, but a third of its tasks have whole vectors of their own, too: all biases and norms of the base."""
+        made = copy.copy(self)
+        made._biases = [tensor.name for tensor in self.base.space.tensors if len(tensor.shape) == 1]
+        return made
 
     def task(self, name: str, kind: str, seed: int) -> Delta:
         """The base's values and noise, and where the kind has one, a head of noise; equal seeds give equal tensors."""
@@ -56,6 +64,10 @@ class Maker:
         first = self._first[kind]
         moved = self._own + rng.standard_normal(self.mask.k, dtype=np.float32) * np.float32(VALUE_NOISE)
         tensors = {"values": RawTensor.of_bits(self._dtype, (self.mask.k,), narrow(moved, self._dtype))}
+        for own in self._biases if seed % 3 == 1 else ():
+            raw = self.base.read(own)
+            vector = raw.float32() + rng.standard_normal(raw.size, dtype=np.float32) * np.float32(VALUE_NOISE)
+            tensors[f"dense.{own}"] = RawTensor.of_bits(raw.dtype, raw.shape, narrow(vector, raw.dtype))
         for part, raw in first.tensors.items():
             if part.startswith("head."):
                 noise = rng.standard_normal(raw.size, dtype=np.float32) * np.float32(HEAD_NOISE)

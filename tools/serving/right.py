@@ -28,6 +28,7 @@ CACHED = 25  # tasks, so that a replica cannot keep all sixty
 
 def measure(maker: Maker, texts: Sequence[str], threads: int, *, quick: bool) -> dict[str, Any]:
     """Asks, changes and kills; then checks every answer."""
+    maker = maker.with_biases()
     requests = (600 if quick else 21_000) // len(WAYS)
     with tempfile.TemporaryDirectory() as folder, apps.ray_serve() as address:
         url_of_hub = Path(folder, "hub")
@@ -42,15 +43,15 @@ def measure(maker: Maker, texts: Sequence[str], threads: int, *, quick: bool) ->
         changes = Changes(f"{address}/right", maker, hub, names, KINDS, 0.1 if quick else 0.4, meanings)
         samples: list[Sample] = []
         idle: list[Sample] = []
-        killed: list[int] = []
+        killed: dict[int, int] = {}
         counted: Counter[str] = Counter()
         for phase, way in enumerate(WAYS):  # each on new replicas, and beside the same changes
 
             def half_way(done: int, phase: int = phase) -> None:
-                if len(killed) == phase and done >= requests // 2:
+                if phase not in killed and done >= requests // 2:
                     victim = random.Random(phase).choice(apps.replicas("right"))
                     os.kill(victim.pid, signal.SIGKILL)
-                    killed.append(victim.pid)
+                    killed[phase] = victim.pid
 
             application = apps.ours(
                 url_of_hub, maker.source, threads, replicas=REPLICAS, live=live | {"mixing": way}

@@ -213,3 +213,43 @@ def models_on(resident: Resident, deltas: list[Delta]) -> list[object]:
     from deltahub import TaskModel
 
     return [TaskModel(resident, load_tokenizer(resident.base), delta) for delta in deltas]
+
+
+def test_mixing_that_fails_by_itself_is_given_up(
+    always: Engine, base: Base, deltas: list[Delta], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each task answers alone, so that it is none's fault; after the third time no pass is shared any more."""
+    tried = []
+
+    def full(*_: object) -> object:
+        tried.append(1)
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(Mixer, "run", full)
+    for _ in range(4):
+        found = held(always, deltas, (0, "w1"), (0, "w2"), (1, "w1"))
+        assert [one.tasks for one in found] == [1, 1, 1]  # type: ignore[attr-defined]
+        assert [one.rows for one in found] == [2, 2, 1], "retried task by task"  # type: ignore[attr-defined]
+    assert len(tried) == 3
+    assert always.mixing == {"unmixed": "out of memory"}
+
+
+def test_a_task_that_cannot_be_made_ready_is_swapped(
+    always: Engine, deltas: list[Delta], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> object:
+        raise RuntimeError("the device is full")
+
+    monkeypatch.setattr(Mixer, "admit", full)
+    found = held(always, deltas, (0, "w1"), (1, "w1"))
+    assert [one.tasks for one in found] == [1, 1]  # type: ignore[attr-defined]
+
+
+def test_a_base_whose_tasks_are_all_refused_says_why(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> object:
+        raise MismatchError("this architecture is strange")
+
+    monkeypatch.setattr(Mixer, "admit", refuse)
+    engine = mixing_engine(base, "auto")
+    engine.close()
+    assert engine.mixing == {"unmixed": "this architecture is strange"}
