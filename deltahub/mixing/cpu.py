@@ -113,8 +113,8 @@ class _CompiledBatch:
 def _job(pattern: Pattern, rows: torch.Tensor) -> Job:
     outputs, inputs = pattern.site.tensor.shape
     return Job(
-        base=pattern.base.data_ptr(), rows=rows.data_ptr(), columns=pattern.columns.data_ptr(),
-        inputs=inputs, outputs=outputs, positions=len(pattern.columns),
+        base=pattern.base.data_ptr(), rows=rows.data_ptr(), indices=pattern.indices.data_ptr(),
+        inputs=inputs, outputs=outputs, positions=len(pattern.indices),
     )  # fmt: skip
 
 
@@ -123,6 +123,6 @@ def _by_count(pattern: Pattern) -> torch.Tensor:
 
     So the processor foresees the end of each sum: a mistake costs more than the sum itself.
     """
-    starts, stops = pattern.ends[:-1], pattern.ends[1:]
+    starts, stops = pattern.indptr[:-1], pattern.indptr[1:]
     order = (stops - starts).sort(stable=True).indices
     return torch.stack([order.int(), starts[order], stops[order]], 1).contiguous()

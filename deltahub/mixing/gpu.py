@@ -4,9 +4,9 @@ A program takes a tile of one task's tokens and a block of outputs, and goes thr
 side by side: each step reads one position of every output (the index, the task's value where the delta has it, the
 base's) and multiplies one column of the states by it.
 
-The states are turned once for each matrix, so that the tokens of a feature lie beside each other. Columns that follow
-each other in the index lie anywhere in a row: read in place, the lanes of a warp touch a dozen cache lines or more,
-turned they touch one or two, and every state is read again for about 1 % of the outputs, 8 times for 768 of them.
+The states are transposed once for each matrix, so that the tokens of a feature lie beside each other. Columns that
+follow each other in the index lie anywhere in a row: read in place, the lanes of a warp touch a dozen cache lines or more,
+transposed they touch one or two, and every state is read again for about 1 % of the outputs, 8 times for 768 of them.
 Values are found by a table of addresses, so that they are copied for no matrix.
 """
 
@@ -103,7 +103,7 @@ class _TritonBatch:
         grid = (triton.cdiv(outputs, OUTPUTS), tasks, triton.cdiv(longest, tile))
         with torch.cuda.device(states.get_device()):  # a launch goes to the current device
             _add[grid](
-                out, states.t().contiguous(), biases, pattern.base, pattern.ends, pattern.columns, self._table,
+                out, states.t().contiguous(), biases, pattern.base, pattern.indptr, pattern.indices, self._table,
                 tasks + 1 + self._numbers[pattern.site.name] * tasks, tokens, count, outputs,
                 0 if biases is None else biases.stride(0), TOKENS=tile, OUTPUTS=OUTPUTS,
                 num_warps=tile * OUTPUTS // (32 * _EACH), enable_fp_fusion=True,
@@ -112,13 +112,13 @@ class _TritonBatch:
 
 @triton.jit(do_not_specialize=["row", "tokens", "count"], do_not_specialize_on_alignment=["biases"])  # type: ignore[untyped-decorator]
 def _add(
-    out: tl.tensor, turned: tl.tensor, biases: tl.tensor, base: tl.tensor, ends: tl.tensor, columns: tl.tensor,
+    out: tl.tensor, transposed: tl.tensor, biases: tl.tensor, base: tl.tensor, indptr: tl.tensor, indices: tl.tensor,
     table: tl.tensor, row: tl.tensor, tokens: tl.tensor, count: tl.tensor, outputs: tl.tensor, stride: tl.tensor,
     TOKENS: tl.constexpr, OUTPUTS: tl.constexpr,
 ) -> None:  # fmt: skip
     """Adds one tile of a task's tokens and one block of outputs.
 
-    ``turned`` is (in, count); ``table`` is that of a batch, where the addresses of the matrix begin at ``row``;
+    ``transposed`` is (in, count); ``table`` is that of a batch, where the addresses of the matrix begin at ``row``;
     ``tokens`` are those of a row of the batch, ``stride`` is from one task's biases to the next's.
     """
     task = tl.program_id(1)
@@ -129,8 +129,8 @@ def _add(
     token = first + tl.arange(0, TOKENS)
     output = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
     real, inside = token < end, output < outputs
-    start = tl.load(ends + output, inside, other=0)
-    stop = tl.load(ends + output + 1, inside, other=0)
+    start = tl.load(indptr + output, inside, other=0)
+    stop = tl.load(indptr + output + 1, inside, other=0)
     address = tl.load(table + row + task)
     own = address.to(tl.pointer_type(base.dtype.element_ty))
     steps = tl.where(address == 0, 0, tl.max(stop - start, 0))
@@ -139,8 +139,8 @@ def _add(
         at = start + step
         some = at < stop
         change = tl.load(own + at, some, other=0).to(tl.float32) - tl.load(base + at, some, other=0).to(tl.float32)
-        column = tl.load(columns + at, some, other=0).to(tl.int64)
-        states = tl.load(turned + column[:, None] * count + token[None, :], some[:, None] & real[None, :], other=0)
+        column = tl.load(indices + at, some, other=0).to(tl.int64)
+        states = tl.load(transposed + column[:, None] * count + token[None, :], some[:, None] & real[None, :], other=0)
         total += change[:, None] * states.to(tl.float32)
     if biases is not None:
         total += tl.load(biases + task * stride + output, inside, other=0).to(tl.float32)[:, None]

@@ -3,10 +3,10 @@
 For every task of a batch, ``y += x S' + b``, with ``S = W_task - W_base`` sparse, and its positions the same for all.
 A unit of work is one task's tile of 16 tokens, in three steps that never leave the cache:
 
-1. turn the tile of ``x``, so that 16 tokens of a feature lie in one vector;
+1. transpose the tile of ``x``, so that 16 tokens of a feature lie in one vector;
 2. for each output feature, sum its few masked inputs, on top of the task's bias: one multiply-add of 16 tokens for
    each masked position;
-3. turn the sums back and add them to ``y``.
+3. transpose the sums back and add them to ``y``.
 
 Values are read where the delta has them and the base's are subtracted on the way, so a batch needs no table, no index
 of its own, and no memory but two tiles for each thread.
@@ -27,7 +27,7 @@ from llvmlite import ir
 TILE = 16
 """Tokens of a unit of work, and the least width of a matrix."""
 _FIELDS = (
-    "x", "y", "values", "biases", "stride", "base", "rows", "columns", "units", "count", "inputs", "outputs",
+    "x", "y", "values", "biases", "stride", "base", "rows", "indices", "units", "count", "inputs", "outputs",
     "positions", "scratch", "next", "thread",
 )  # fmt: skip
 
@@ -107,11 +107,11 @@ class _Code:
         thread = self.count("thread")
         self.inputs, self.outputs = self.slot("inputs"), self.slot("outputs")
         size = b.mul(b.add(self.inputs, self.outputs), _long(4 * TILE))
-        self.turned = b.inttoptr(b.add(self.slot("scratch"), b.mul(thread, size)), _FLOAT.as_pointer())
-        self.sums = self.at(self.turned, b.mul(self.inputs, _long(TILE)))
+        self.states = b.inttoptr(b.add(self.slot("scratch"), b.mul(thread, size)), _FLOAT.as_pointer())
+        self.sums = self.at(self.states, b.mul(self.inputs, _long(TILE)))
         units = self.pointer("units", _INT)
-        self.base, self.rows, self.columns = (
-            self.pointer("base", _FLOAT), self.pointer("rows", _INT), self.pointer("columns", _INT)
+        self.base, self.rows, self.indices = (
+            self.pointer("base", _FLOAT), self.pointer("rows", _INT), self.pointer("indices", _INT)
         )  # fmt: skip
         again, body, end = (b.append_basic_block(name) for name in ("again", "body", "end"))
         b.branch(again)
@@ -127,7 +127,7 @@ class _Code:
         self.own = b.inttoptr(b.load(self.at(self.pointer("values", _LONG), task)), _FLOAT.as_pointer())
         self.biases = self.at(self.pointer("biases", _FLOAT), b.mul(task, self.slot("stride")))
         self.fetch()
-        self.turn()
+        self.transpose()
         self.sum()
         self.add()
         b.branch(again)
@@ -145,7 +145,7 @@ class _Code:
             to_read, keep, data = (ir.Constant(_INT, number) for number in (0, 3, 1))
             b.call(prefetch, [b.bitcast(self.at(self.own, at), pointer), to_read, keep, data])
 
-    def turn(self) -> None:
+    def transpose(self) -> None:
         def block(feature: ir.Value) -> None:
             last = self.b.sub(self.tokens, _long(1))
             rows = []
@@ -155,7 +155,7 @@ class _Code:
                 rows.append(self.load(self.at(self.x, self.b.add(row, feature))))
             for offset, column in enumerate(self.transposed(rows)):
                 self.store(
-                    column, self.at(self.turned, self.b.mul(self.b.add(feature, _long(offset)), _long(TILE))), 64
+                    column, self.at(self.states, self.b.mul(self.b.add(feature, _long(offset)), _long(TILE))), 64
                 )
 
         self.blocks(self.inputs, block)
@@ -168,14 +168,14 @@ class _Code:
                 for field in range(3)
             )
             before, body, after = b.block, b.append_basic_block(), b.append_basic_block()
-            bias = self.spread(b.load(self.at(self.biases, output)))
+            bias = self.broadcast(b.load(self.at(self.biases, output)))
             b.cbranch(b.icmp_signed("<", start, stop), body, after)
             b.position_at_end(body)
             at, total = b.phi(_LONG), b.phi(_VECTOR)
             change = b.fsub(b.load(self.at(self.own, at)), b.load(self.at(self.base, at)))
-            column = b.sext(b.load(self.at(self.columns, at)), _LONG)
-            states = self.load(self.at(self.turned, b.mul(column, _long(TILE))), 64)
-            found = b.fadd(total, b.fmul(self.spread(change), states, ("contract",)), ("contract",))
+            column = b.sext(b.load(self.at(self.indices, at)), _LONG)
+            states = self.load(self.at(self.states, b.mul(column, _long(TILE))), 64)
+            found = b.fadd(total, b.fmul(self.broadcast(change), states, ("contract",)), ("contract",))
             following = b.add(at, _long(1))
             at.add_incoming(start, before)
             at.add_incoming(following, body)
@@ -275,7 +275,7 @@ class _Code:
     def store(self, value: ir.Value, pointer: ir.Value, align: int = 4) -> None:
         self.b.store(value, self.b.bitcast(pointer, _VECTOR.as_pointer()), align=align)
 
-    def spread(self, number: ir.Value) -> ir.Value:
+    def broadcast(self, number: ir.Value) -> ir.Value:
         first = self.b.insert_element(ir.Constant(_VECTOR, ir.Undefined), number, ir.Constant(_INT, 0))
         return self.b.shuffle_vector(first, first, _lanes([0] * TILE))
 

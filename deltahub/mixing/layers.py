@@ -74,7 +74,7 @@ class _Matrix:
         self.pattern = pattern
         self.vector = bias
         self.weight = module.weight.detach()
-        self.turned = self.weight.t()
+        self.transposed = self.weight.t()
         self.bias = None if module.bias is None else module.bias.detach()
         self.outputs, self.inputs = self.weight.shape
 
@@ -154,7 +154,7 @@ class _Pass:
         if biases is not None and pattern is None:
             out = flat.new_empty(flat.shape[0], matrix.outputs)
             out.view(self.rows, -1, matrix.outputs).copy_(self.of_rows(biases)[:, None])
-            out.addmm_(flat, matrix.turned)
+            out.addmm_(flat, matrix.transposed)
         else:
             out = functional.linear(flat, matrix.weight, matrix.bias if biases is None else None)
         if pattern is not None:

@@ -19,26 +19,26 @@ class Pattern:
 
     Attributes:
         site: the matrix.
-        ends: (out + 1,) int32, where the positions of each output begin, and the last ends.
-        columns: (m,) int32, the input of each position, outputs one after the other.
+        indptr: (out + 1,) int32, where the positions of each output begin, and the last ends; as in CSR.
+        indices: (m,) int32, the input of each position, outputs one after the other.
         base: (m,) the base's own values there.
     """
 
     site: Site[nn.Linear]
-    ends: torch.Tensor
-    columns: torch.Tensor
+    indptr: torch.Tensor
+    indices: torch.Tensor
     base: torch.Tensor
 
     @staticmethod
     def of(site: Site[nn.Linear]) -> Pattern:
         outputs, inputs = site.tensor.shape
         counts = torch.bincount(site.local // inputs, minlength=outputs)
-        ends = torch.cat([counts.new_zeros(1), counts.cumsum(0)]).int()
-        return Pattern(site, ends, (site.local % inputs).int(), site.tensor.reshape(-1)[site.local])
+        indptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)]).int()
+        return Pattern(site, indptr, (site.local % inputs).int(), site.tensor.reshape(-1)[site.local])
 
     @property
     def nbytes(self) -> int:
-        return self.ends.nbytes + self.columns.nbytes + self.base.nbytes
+        return self.indptr.nbytes + self.indices.nbytes + self.base.nbytes
 
 
 class Batch(Protocol):

@@ -274,7 +274,7 @@ def test_a_task_keeps_no_copy_of_its_values(base: Base, mask: Mask, resident: Re
 def test_a_mixer_keeps_the_pattern_once(mask: Mask, mixer: Mixer) -> None:
     """Of each masked value its place in the matrix, its column and what the base has there."""
     vectors = sum(vector.tensor.numel() for vector in mixer.sites.vectors)
-    outputs = sum(len(pattern.ends) for pattern in mixer.patterns)
+    outputs = sum(len(pattern.indptr) for pattern in mixer.patterns)
     in_matrices = sum(len(pattern.base) for pattern in mixer.patterns)
     assert mixer.nbytes == 8 * mask.k + 8 * in_matrices + 4 * outputs + 4 * vectors
 

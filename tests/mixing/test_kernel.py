@@ -139,7 +139,7 @@ def test_what_is_read_stays_as_it_is() -> None:
     torch.manual_seed(0)
     [pattern] = patterns_of((20, 33))
     values, states, biases = torch.randn(len(pattern.base)), torch.randn(6, 33), torch.randn(2, 20)
-    read = [values, states, biases, pattern.base, pattern.columns, pattern.ends, pattern.site.tensor]
+    read = [values, states, biases, pattern.base, pattern.indices, pattern.indptr, pattern.site.tensor]
     before = [tensor.clone() for tensor in read]
     CompiledProducts([pattern]).batch([values, None], [0, 1, 2], set()).add(pattern, states, torch.zeros(6, 20), biases)
     assert all(map(torch.equal, read, before))
@@ -147,7 +147,7 @@ def test_what_is_read_stays_as_it_is() -> None:
 
 def test_products_keep_what_the_kernel_reads_by_address() -> None:
     patterns = patterns_of((64, 64))
-    read = [weakref.ref(tensor) for tensor in (patterns[0].base, patterns[0].columns)]
+    read = [weakref.ref(tensor) for tensor in (patterns[0].base, patterns[0].indices)]
     products = CompiledProducts(patterns)
     del patterns
     assert None not in [one() for one in read]
