@@ -58,6 +58,10 @@ def _frozen() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # else libraries in C tell at the end of the process what is left
+
+
 @pytest.fixture(scope="session")
 def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """The folder of a tiny random checkpoint, made once per architecture and dtype."""
