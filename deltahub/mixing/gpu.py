@@ -6,7 +6,8 @@ base's) and multiplies one column of the states by it.
 
 The states are transposed once for each matrix, so that the tokens of a feature lie beside each other. Columns that
 follow each other in the index lie anywhere in a row: read in place, the lanes of a warp touch a dozen cache lines or
-more, transposed they touch one or two, and every state is read again for about 1 % of the outputs, 8 times for 768 of them.
+more, transposed they touch one or two, and every state is read again for about 1 % of the outputs, 8 times for 768 of
+them.
 Values are found by a table of addresses, so that they are copied for no matrix.
 """
 

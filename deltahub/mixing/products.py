@@ -70,9 +70,14 @@ class Products(Protocol):
 
 
 class PlainProducts:
-    """With torch alone, a whole matrix for each task: right on every device and in every dtype, and slow."""
+    """With torch alone, a whole matrix for each task: right on every device and in every dtype, and slow.
 
-    name = "torch"
+    Args:
+        why: no faster way was taken.
+    """
+
+    def __init__(self, why: str = "") -> None:
+        self.name = f"torch ({why})" if why else "torch"
 
     def batch(self, tasks: Sequence[torch.Tensor | None], starts: Sequence[int], plain: set[tuple[str, int]]) -> Batch:
         return _PlainBatch(tasks, starts, plain)
@@ -100,8 +105,8 @@ def fastest(patterns: Sequence[Pattern]) -> Products:
     """The fastest way that this machine has for ``patterns``; the plain one where no compiler works here."""
     try:
         return _compiled(patterns) or PlainProducts()
-    except Exception:  # noqa: BLE001  (not installed, without its library, an unknown processor, a compiler's own failure)
-        return PlainProducts()
+    except Exception as error:  # noqa: BLE001  (not installed, without its library, a compiler's own failure)
+        return PlainProducts(" ".join(f"{type(error).__name__}: {error}".split())[:200])
 
 
 def _compiled(patterns: Sequence[Pattern]) -> Products | None:

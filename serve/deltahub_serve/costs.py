@@ -151,7 +151,13 @@ def _tasks(runner: Runner, tokenizer: Any) -> list[TaskModel]:
         own = vectors if resident.mask is None else {"values": resident.values()}
         tensors = {name: RawTensor.of_torch(raw.torch().clone()) for name, raw in own.items()}
         mask = None if resident.mask is None else resident.mask.ref
-        manifest = Manifest(f"cost{number}", "embeddings", resident.base.ref, mask, inputs={"pooling": "mean"})
+        manifest = Manifest(
+            f"any-task{f'-{number}' if number else ''}",
+            "embeddings",
+            resident.base.ref,
+            mask,
+            inputs={"pooling": "mean"},
+        )
         found.append(TaskModel(resident, tokenizer, Delta(manifest, tensors)))
     return found
 

@@ -80,6 +80,12 @@ class Engine:
         if not self._thread.is_alive():
             raise RuntimeError("the model's thread has ended at its start")
 
+    def admit(self, model: TaskModel) -> int:
+        """Makes a task ready to share passes, where that is wanted; bytes that are kept for it beside its own."""
+        if self._scheduler.limits.mixing == "never":
+            return 0
+        return self._runner.admit((model.delta.task, None, model.delta.digest), model)
+
     def submit(
         self, model: TaskModel, version: int | None, encoded: Sequence[Any], *, deadline: float | None = None
     ) -> list[Waiting]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
@@ -11,10 +12,13 @@ from weakref import WeakKeyDictionary
 
 from deltahub import Mixable, Mixer, Resident, TaskModel
 from deltahub.errors import DeltahubError, ResidentError
+from deltahub.mixing.changes import Changes
 from deltahub.resident import Stamp
 
 Key: TypeAlias = tuple[str, int | None, str]
 """Task, version and digest."""
+_MOST_FAILED = 1000
+"""Digests of tasks that are remembered to be asked alone."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ class Runner:
         self.mixer = mixer
         self._clock = clock
         self._admitted: WeakKeyDictionary[TaskModel, _Admitted | _Alone] = WeakKeyDictionary()
+        self._failed: OrderedDict[str, str] = OrderedDict()
         self._lock = threading.Lock()
 
     def row(self, key: Key, model: TaskModel, encoded: Any, *, mixing: bool = True) -> Row:
@@ -66,9 +71,19 @@ class Runner:
         return Row(key, model, self._mixable(key, model) if mixing else None, encoded)
 
     def keep_alone(self, row: Row, reason: str) -> None:
-        """Never mixes the task of ``row`` again."""
+        """Never mixes the task of ``row`` again, nor when it is loaded anew."""
         with self._lock:
             self._admitted[row.model] = _Alone(row.key, reason)
+            self._failed[row.key[2]] = reason
+            while len(self._failed) > _MOST_FAILED:
+                self._failed.popitem(last=False)
+
+    def admit(self, key: Key, model: TaskModel) -> int:
+        """Makes a task ready to share passes; bytes that are kept for that. May run on any thread."""
+        self._mixable(key, model)
+        with self._lock:
+            found = self._admitted.get(model)
+        return found.changes.nbytes if isinstance(found, _Admitted) else 0
 
     @property
     def alone(self) -> dict[str, str]:
@@ -119,6 +134,8 @@ class Runner:
             return None
         with self._lock:
             found = self._admitted.get(model)
+            if found is None and key[2] in self._failed:
+                found = self._admitted[model] = _Alone(key, self._failed[key[2]])
         if found is None:
             try:
                 mixable = self.mixer.admit(model)
@@ -137,7 +154,7 @@ class Runner:
 @dataclass(frozen=True)
 class _Admitted:
     stamp: Stamp
-    changes: Any
+    changes: Changes
     shared: Any
 
 

@@ -66,17 +66,17 @@ class Worker:
         self._clock = clock
         self._since = clock()
         self._parts = parts
-        self._base = self._of_base()
         self._meters = Metrics()
+        mixer, unmixed = open_mixer(parts)
+        self._engine = Engine(
+            parts.resident, self._live.limits, clock, threads=parts.threads, observe=self._meters.passed, mixer=mixer,
+            tokenizer=parts.tokenizer, unmixed=unmixed,
+        )  # fmt: skip
+        self._base = self._of_base()
         self._library = library = Library(
             parts.hub, self._answering, self._live.library, clock, lambda loaded: try_out(self._engine, loaded)
         )
         self._catalogue = Catalogue(library.listing, self._base_card(), library.loaded, library.last, clock)
-        mixer, unmixed = open_mixer(parts)
-        self._engine = Engine(
-            parts.resident, self._live.limits, clock, threads=parts.threads, observe=self._meters.passed,
-            mixer=mixer, tokenizer=parts.tokenizer, unmixed=unmixed,
-        )  # fmt: skip
         self._tokenizers = ThreadPoolExecutor(2, thread_name_prefix="deltahub-tokens")
         self._readers = ThreadPoolExecutor(4, thread_name_prefix="deltahub-read")
         self._preparing = 0
@@ -297,4 +297,6 @@ class Worker:
         return TaskCard(self._parts.name, "embeddings", (), None, (), {}, 0, trouble)
 
     def _answering(self, delta: Delta) -> TaskModel:
-        return TaskModel(self._parts.resident, self._parts.tokenizer, delta)
+        model = TaskModel(self._parts.resident, self._parts.tokenizer, delta)
+        model.nbytes += self._engine.admit(model)
+        return model

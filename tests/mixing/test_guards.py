@@ -338,4 +338,4 @@ def test_without_a_compiler_torch_takes_the_products(
         raise failure
 
     monkeypatch.setattr("deltahub.mixing.cpu.Kernel", fails)
-    assert Mixer(resident, load_tokenizer(base)).products.name == "torch"
+    assert Mixer(resident, load_tokenizer(base)).products.name == f"torch ({type(failure).__name__}: {failure})"

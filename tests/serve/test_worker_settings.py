@@ -16,7 +16,8 @@ from deltahub_serve.config import Live
 from deltahub_serve.questions import Question, Refused, Reply
 from deltahub_serve.worker import Worker
 
-from deltahub import Delta, Hub
+from deltahub import Base, Delta, Hub
+from tests.mixing.test_mixer import VECTORS, with_tensors
 from tests.serve.asking import ask, refused, warm
 from tests.serve.conftest import KINDS, MakeWorker
 
@@ -76,6 +77,18 @@ def test_mixing_is_told_and_can_be_changed(make_worker: MakeWorker) -> None:
     assert worker.state().mixing["mode"] == "never"
     assert together() == {1}
     assert worker.state().counters["mixed"] == 1
+
+
+def test_what_mixing_keeps_counts_as_the_tasks_memory(
+    make_worker: MakeWorker, hub: Hub, make_task: Callable[..., Delta], serve_base: Base
+) -> None:
+    hub.push(with_tensors(serve_base, make_task("topic", seed=3), 0, *VECTORS))
+    sizes = {}
+    for mixing in ("never", "always"):
+        worker = make_worker(live={"mixing": mixing})
+        ask(worker, "topic")
+        [sizes[mixing]] = worker.state().loaded.values()
+    assert sizes["always"] > sizes["never"]
 
 
 def test_the_refresher_sees_a_push_by_itself(

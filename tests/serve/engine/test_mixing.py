@@ -143,6 +143,11 @@ def test_a_task_that_failed_shares_no_pass_any_more(
         assert [futures[at].result(60).task for at in (0, 2)] == ["task0", "task2"]
         assert always.counters.failures == failures
     assert futures[0].result().tasks == 2
+    again = models(always, deltas)[:2]  # as after an eviction
+    with always._condition:
+        futures = [always.submit(model, 1, model.prepare(["w1"]))[0] for model in again]
+    assert futures[0].result(60).tasks == 1
+    assert always.counters.failures == 4
 
 
 def test_an_answer_of_another_task_is_never_given(
