@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 from transformers.cache_utils import Cache
 
 from deltahub.answers import Answer, answers
@@ -84,7 +85,7 @@ class Heads:
         found: list[Answer] = []
         for number, (task, shared) in enumerate(tasks):
             mine = slice(starts[number], starts[number + 1])
-            own = {name: column[mine] for name, column in inputs.items()}
+            own = {} if number in logits else {name: column[mine] for name, column in inputs.items()}
             if shared:
                 with _replayed({part: _cut(outputs[part], mine, starts[-1]) for part in shared}):
                     output = task.model(**own)
@@ -107,7 +108,8 @@ class Heads:
                 head: Any = model
                 if head.pooling not in pooled:
                     pooled[head.pooling] = pool(given.last_hidden_state, inputs["attention_mask"], head.pooling)
-                found[number] = head.classifier(pooled[head.pooling][starts[number] : starts[number + 1]])
+                rows = pooled[head.pooling][starts[number] : starts[number + 1]]
+                found[number] = functional.linear(rows, head.classifier.weight, head.classifier.bias)
         if found:
             parts = torch.cat([logits.reshape(-1) for logits in found.values()]).double().cpu()
             sizes = [logits.numel() for logits in found.values()]

@@ -52,7 +52,7 @@ class Layers:
         forwards = running.forwards()
         try:
             for module, forward in forwards.items():
-                module.forward = forward
+                vars(module)["forward"] = forward  # as by assignment, without what torch does beside
             yield
             if missing := [type(module).__name__ for module in forwards if module not in running.called]:
                 raise MismatchError(
@@ -100,9 +100,8 @@ class _Pass:
         found: dict[nn.Module, Forward] = {}
         for matrix in layers.matrices:
             pattern = matrix.pattern if self.masked else None
-            biases = (
-                lines[:, matrix.vector.at] if lines is not None and matrix.vector in own and matrix.vector else None
-            )
+            vector = matrix.vector
+            biases = lines[:, vector.at] if lines is not None and vector is not None and vector in own else None
             if pattern is not None or biases is not None or matrix.name in factors:
                 low_rank = self.low_rank(matrix.name) if matrix.name in factors else ()
                 found[matrix.module] = partial(self.linear, matrix, pattern, biases, low_rank)
@@ -123,9 +122,10 @@ class _Pass:
         if masked:
             values = torch.stack([task.masked for task in self.tasks if task.masked is not None])
             lines[torch.tensor(masked, device=lines.device)[:, None], sites.masked_line[1]] = values
-        for line, task in zip(lines, self.tasks, strict=True):
+        for number, task in enumerate(self.tasks):
             if task.line is not None:  # dense tensors win over values, as in a swap
                 assert task.given is not None
+                line = lines[number]
                 line.copy_(task.line if task.masked is None else torch.where(task.given, task.line, line))
         return lines
 
