@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import random
-import threading
 from collections.abc import Iterator
 from typing import get_args
 
 import pytest
-import torch
 from deltahub_serve.engine import Engine
 from deltahub_serve.passes import Pass
 from deltahub_serve.runner import Runner
@@ -20,7 +18,7 @@ from deltahub.errors import MismatchError, ResidentError
 from deltahub.heads import load_tokenizer
 from deltahub.resident import Stamp
 from tests.serve.engine.conftest import models
-from tests.serve.engine.test_passes import alone, numbers, text
+from tests.serve.engine.test_passes import alone, crowd, numbers
 
 
 def mixing_engine(base: Base, mixing: Mixing, told: list[Pass] | None = None) -> Engine:
@@ -45,34 +43,16 @@ def always(base: Base) -> Iterator[Engine]:
 
 
 def test_no_answer_is_of_another_task_while_the_way_changes(engine: Engine, base: Base, deltas: list[Delta]) -> None:
-    served = models(engine, deltas)
-    choose = random.Random(0)
-    texts = [text(choose) for _ in range(12)]
-    expected = [alone(base, delta, texts) for delta in deltas]
-    wrong: list[str] = []
-    mixed = [False]
+    def remix(chance: random.Random) -> None:
+        if chance.random() < 0.05:  # as an operator would, while requests are answered
+            engine.set_limits(Limits(batch_rows=8, mixing=chance.choice(get_args(Mixing))))
 
-    def client(seed: int) -> None:
-        mine = random.Random(seed)
-        for turn in range(20):
-            task, row = mine.randrange(len(deltas)), mine.randrange(len(texts))
-            if seed == 0 and turn % 5 == 4:  # as an operator would, while requests are answered
-                engine.set_limits(Limits(batch_rows=8, mixing=mine.choice(get_args(Mixing))))
-            done = engine.submit(served[task], task, served[task].prepare([texts[row]]))[0].result(60)
-            mixed[0] |= done.tasks > 1
-            same = torch.allclose(
-                torch.tensor(numbers(done.answer)), torch.tensor(numbers(expected[task][row])), atol=1e-5
-            )
-            if not same or (done.task, done.version, done.digest) != (f"task{task}", task, deltas[task].digest):
-                wrong.append(f"{task} {row}")
-
-    threads = [threading.Thread(target=client, args=(seed,)) for seed in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert wrong == []
+    crowd(engine, base, deltas, remix)
     assert engine.mixing["unmixed"] is None
+
+
+def test_a_crowd_shares_passes_where_it_always_can(always: Engine, base: Base, deltas: list[Delta]) -> None:
+    assert max(crowd(always, base, deltas, lambda _: None, turns=10)) > 1
 
 
 def held(engine: Engine, deltas: list[Delta], *texts: tuple[int, str]) -> list[object]:
