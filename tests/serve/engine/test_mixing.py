@@ -126,6 +126,7 @@ def test_a_task_that_failed_shares_no_pass_any_more(
     again = models(always, deltas)[:2]  # as after an eviction
     with always._condition:
         futures = [always.submit(model, 1, model.prepare(["w1"]))[0] for model in again]
+    assert isinstance(futures[1].exception(60), MismatchError)
     assert futures[0].result(60).tasks == 1
     assert always.counters.failures == 4
 
