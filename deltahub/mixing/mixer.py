@@ -147,12 +147,9 @@ class Mixer:
         finally:
             self._running.release()
         self._check_base()
-        mixed: list[Mixed | None] = [None] * len(rows)
-        for number, task in enumerate(tasks):  # each row is stamped by the task whose values its part of the pass had
-            for place in range(starts[number], starts[number + 1]):
-                mixed[order[place]] = Mixed(found[place], task.stamp)
-        assert len(found) == len(rows)
-        return [row for row in mixed if row is not None]
+        stamps = [task.stamp for task, group in zip(tasks, groups.values(), strict=True) for _ in group]
+        mixed = {at: Mixed(answer, stamp) for at, answer, stamp in zip(order, found, stamps, strict=True)}
+        return [mixed[at] for at in range(len(rows))]
 
     def _check_base(self) -> None:
         stamp = self._resident.stamp

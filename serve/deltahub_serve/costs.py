@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from deltahub import Delta, Manifest, TaskModel
+from deltahub.encoding import Encoded
 from deltahub.rawtensor import RawTensor
 from deltahub_serve.runner import Row, Runner
 
@@ -19,6 +20,7 @@ _SIZES = ((1, 16), (4, 16), (16, 16), (16, 64))
 _TASKS = 8
 _REPEATS = 3
 _LONG = 1.0
+"""Seconds after which a job is not repeated."""
 _BUDGET = 4.0
 """Seconds after which no further size is timed: what is larger is then told from what was seen."""
 _TRY, _FAR, _FOLLOW = 50, 4.0, 0.2
@@ -131,7 +133,7 @@ def fit(runner: Runner, tokenizer: Any, clock: Callable[[], float] = time.perf_c
             break
         [encoded] = tasks[0].prepare([" ".join(["a"] * tokens)])
         cut = {name: column[:tokens] for name, column in encoded.tokens.items()}
-        question = type(encoded)(cut)
+        question = Encoded(cut)
         padded = rows * len(cut["input_ids"])
         forward.append((padded, _timed(clock, [partial(runner.run, _rows(runner, tasks[:1], question, rows))])))
         for count in {min(2, rows), min(_TASKS, rows)} - {1}:
@@ -147,17 +149,12 @@ def _tasks(runner: Runner, tokenizer: Any) -> list[TaskModel]:
     assert runner.mixer is not None
     resident, found = runner.resident, []
     vectors = {f"dense.{vector.name}": RawTensor.of_torch(vector.tensor) for vector in runner.mixer.sites.vectors}
-    for number in range(_TASKS):
+    for number in range(1, _TASKS + 1):
         own = vectors if resident.mask is None else {"values": resident.values()}
         tensors = {name: RawTensor.of_torch(raw.torch().clone()) for name, raw in own.items()}
         mask = None if resident.mask is None else resident.mask.ref
-        manifest = Manifest(
-            f"any-task{f'-{number}' if number else ''}",
-            "embeddings",
-            resident.base.ref,
-            mask,
-            inputs={"pooling": "mean"},
-        )
+        name, inputs = f"any-task-{number}", {"pooling": "mean"}
+        manifest = Manifest(name, "embeddings", resident.base.ref, mask, inputs=inputs)
         found.append(TaskModel(resident, tokenizer, Delta(manifest, tensors)))
     return found
 

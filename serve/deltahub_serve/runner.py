@@ -90,10 +90,7 @@ class Runner:
         """Why tasks share no pass, by reference."""
         with self._lock:
             kept = [one for one in self._admitted.values() if isinstance(one, _Alone)]
-        return {
-            key[0] if key[1] is None else f"{key[0]}@{key[1]}": reason
-            for key, reason in ((one.key, one.reason) for one in kept)
-        }
+        return {reference(one.key): one.reason for one in kept}
 
     def run(self, rows: Sequence[Row]) -> Ran:
         """One pass: swapped for rows of one task, mixed for those of several.
@@ -104,15 +101,14 @@ class Runner:
         """
         start = self._clock()
         tasks = len({row.key for row in rows})
-        before = self.resident.stamp
-        if tasks == 1:
-            if key_of(before) != rows[0].key:
-                self.resident.swap(rows[0].model.prepared, rows[0].key[1])
-        elif before is not None:
+        wanted = rows[0].key if tasks == 1 else None
+        moved = key_of(self.resident.stamp) != wanted
+        if moved and wanted is not None:
+            self.resident.swap(rows[0].model.prepared, wanted[1])
+        elif moved:
             self.resident.restore()
         placed = self._clock()
         answers = self._swapped(rows) if tasks == 1 else self._mixed(rows)
-        moved = key_of(before) != key_of(self.resident.stamp)
         return Ran(answers, placed - start if moved else 0.0, self._clock() - placed, tasks)
 
     def _swapped(self, rows: Sequence[Row]) -> list[Any]:
@@ -162,6 +158,11 @@ class _Admitted:
 class _Alone:
     key: Key
     reason: str
+
+
+def reference(key: Key) -> str:
+    """``"sst2@3"``; the plain name of the base."""
+    return key[0] if key[1] is None else f"{key[0]}@{key[1]}"
 
 
 def key_of(stamp: Stamp | None) -> Key | None:

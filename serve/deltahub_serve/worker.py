@@ -28,6 +28,7 @@ from deltahub_serve.metrics import Metrics
 from deltahub_serve.passes import Answered
 from deltahub_serve.questions import Question, Refusal, Refused, Reply, State, TaskCard
 from deltahub_serve.refresher import Refresher
+from deltahub_serve.runner import reference
 from deltahub_serve.scheduler import Overloaded
 from deltahub_serve.shelf import Loaded
 from deltahub_serve.startup import open_mixer, open_parts
@@ -153,7 +154,7 @@ class Worker:
         return State(
             replica=self.replica, base=parts.name, base_digest=parts.base.digest, mask=mask.digest if mask else None,
             device=str(parts.device), threads=parts.threads, dtype=parts.dtype,
-            resident=None if key is None else key[0] if key[1] is None else f"{key[0]}@{key[1]}",
+            resident=None if key is None else reference(key),
             waiting=self._engine.waiting, loaded={loaded.reference: loaded.size for loaded in library.loaded()},
             budget=self._live.cache_bytes, pinned=library.pinned, trouble=dict(library.trouble),
             hub=library.watch.trouble(), broken=self.trouble(), uptime=self._clock() - self._since,
